@@ -1,0 +1,51 @@
+"""Gradient steps on the CPU: Rprop, RMSprop and their relatives, fast, and the same bits on every machine."""
+
+from __future__ import annotations
+
+from proptim import functional, presets, schedules
+from proptim._backend import available_isas, backend, get_num_threads, isa, set_num_threads
+from proptim._config import show_config
+from proptim._version import __version__
+from proptim.adadelta import Adadelta
+from proptim.adagrad import Adagrad
+from proptim.adam import Adam, AdamW
+from proptim.functional import clip_grad_norm, flatten, global_norm
+from proptim.lion import Lion
+from proptim.nadam import NAdam
+from proptim.optimizer import Optimizer
+from proptim.rmsprop import RMSprop
+from proptim.rprop import Rprop
+from proptim.sgd import SGD
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    cls.__name__.lower(): cls
+    for cls in (SGD, Rprop, RMSprop, Adagrad, Adadelta, Adam, AdamW, NAdam, Lion)
+}
+"""Every optimizer by name: what the tests, the command line and the benchmarks go through."""
+
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RMSprop",
+    "Rprop",
+    "__version__",
+    "available_isas",
+    "backend",
+    "clip_grad_norm",
+    "flatten",
+    "functional",
+    "get_num_threads",
+    "global_norm",
+    "isa",
+    "presets",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,7 @@
+"""`python -m proptim`."""
+
+import sys
+
+from proptim.cli import main
+
+sys.exit(main())

@@ -1,0 +1,141 @@
+"""Who runs the rules: the compiled core, Numba or NumPy; and on how many threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+from proptim import _numpy
+from proptim._arrays import Array
+
+BACKENDS = ("c", "numba", "numpy")
+"""Best first."""
+
+try:
+    import proptim._core as _core
+
+    missing_core = ""
+except ModuleNotFoundError as error:
+    if error.name != "proptim._core":
+        raise
+    missing_core = "this installation has no compiled core (the pure-Python wheel, PROPTIM_PURE=1)"
+except ImportError as error:
+    missing_core = f"the compiled core cannot be loaded ({error})"
+
+_told = False
+_threads: int | None = None
+
+
+def _from_environment(name: str, legal: tuple[str, ...]) -> str | None:
+    value = os.environ.get(name) or None
+    if value is not None and value not in legal:
+        raise ValueError(f"{name}={value} is unknown; expected one of: {', '.join(legal)}")
+    return value
+
+
+_forced = _from_environment("PROPTIM_BACKEND", BACKENDS)
+
+
+def available_backends() -> dict[str, str]:
+    """Backend -> why it cannot run here; an empty string for one that can."""
+    no_numba = "" if importlib.util.find_spec("numba") else "Numba is not installed: pip install 'proptim[numba]'"
+    return {"c": missing_core, "numba": no_numba, "numpy": ""}
+
+
+def backend() -> Literal["c", "numba", "numpy"]:
+    """The backend of optimizers that name none: PROPTIM_BACKEND, or the best that runs here.
+
+    Falling back from a missing compiled core warns once.
+    """
+    global _told
+    if _forced is not None:
+        return _forced  # type: ignore[return-value]
+    reasons = available_backends()
+    chosen = next(name for name in BACKENDS if not reasons[name])
+    if missing_core and not _told:
+        _told = True
+        warnings.warn(
+            f"proptim steps with {chosen}: {missing_core}; set PROPTIM_BACKEND={chosen} to say that this is wanted",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return chosen  # type: ignore[return-value]
+
+
+def plan_type(name: str) -> Callable[..., Any]:
+    """The class of plans of a backend; ImportError with the reason if it cannot run here."""
+    if name not in BACKENDS:
+        raise ValueError(f"Invalid backend: {name!r} (expected one of {', '.join(map(repr, BACKENDS))})")
+    if name == "c":
+        if missing_core:
+            raise ImportError(f"backend 'c' was asked for, but {missing_core}; expected 'numba' or 'numpy'")
+        return _core.Plan
+    if name == "numba":
+        from proptim._numba import Plan as NumbaPlan
+
+        return NumbaPlan
+    return _numpy.Plan
+
+
+def sum_of_squares(grads: list[Array]) -> tuple[float, bool]:
+    """Sum of squares of real arrays and whether all are finite, by the backend in use."""
+    if backend() == "c":
+        return _core.sum_of_squares(grads)
+    return _numpy.sum_of_squares(grads)
+
+
+def isa() -> str:
+    """The instruction set of the compiled kernels in use: PROPTIM_ISA, or the best that this CPU runs."""
+    return "" if missing_core else _core.isa()
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that this build has and this CPU runs, best first."""
+    return () if missing_core else _core.available_isas()
+
+
+def _positive(value: str | int, label: str) -> int:
+    message = f"{label} is {value!r}; expected a whole number of at least 1"
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        raise ValueError(message) from None
+    if count < 1 or count != float(value):
+        raise ValueError(message)
+    return count
+
+
+def get_num_threads() -> int:
+    """Most threads that threads="auto" uses: `set_num_threads`, PROPTIM_NUM_THREADS, OMP_NUM_THREADS, CPUs allowed."""
+    if _threads is not None:
+        return _threads
+    own = os.environ.get("PROPTIM_NUM_THREADS")
+    if own:
+        return _positive(own, "PROPTIM_NUM_THREADS")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    omp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list names one count per nesting level
+    return min(cpus, int(omp)) if omp.isdigit() and int(omp) else cpus
+
+
+def set_num_threads(n: int) -> None:
+    """Set the most threads that optimizers made from now on use with threads="auto"."""
+    global _threads
+    _threads = _positive(n, "number of threads")
+
+
+def thread_count(threads: int | str) -> tuple[int, bool]:
+    """Threads to use at most, and whether to decide by measuring."""
+    if threads == "auto":
+        return get_num_threads(), True
+    return _positive(threads, "threads"), False
+
+
+get_num_threads()  # an unusable PROPTIM_NUM_THREADS is told at import, like the other two variables
+
+
+def parallel_status() -> str:
+    """Whether the parallel path can be used, and why not."""
+    return missing_core or _core.parallel_status()

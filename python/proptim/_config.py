@@ -1,0 +1,71 @@
+"""What this installation runs on: for bug reports and for `proptim info`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+from proptim import _backend
+from proptim._version import __version__
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device, read once
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def config() -> dict[str, Any]:
+    """Versions, backend, instruction set and why, threads, compiler, CPU."""
+    reasons = _backend.available_backends()
+    forced_isa = os.environ.get("PROPTIM_ISA")
+    build = {} if _backend.missing_core else dict(_backend._core.build_info())
+    return {
+        "proptim": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpus": os.cpu_count(),
+        "backend": _backend.backend(),
+        "backend_reason": (
+            f"PROPTIM_BACKEND={os.environ['PROPTIM_BACKEND']}"
+            if os.environ.get("PROPTIM_BACKEND")
+            else "the best that runs here"
+        ),
+        "unavailable_backends": {name: reason for name, reason in reasons.items() if reason},
+        "isa": _backend.isa() or None,
+        "isa_reason": f"PROPTIM_ISA={forced_isa}" if forced_isa else "the best that this CPU runs",
+        "available_isas": list(_backend.available_isas()),
+        "threads": _backend.get_num_threads(),
+        "parallel": _backend.parallel_status(),
+        "compiler": build.get("compiler"),
+        "flags": build.get("flags"),
+        "numpy": _version("numpy"),
+        "numba": _version("numba"),
+        "torch": _version("torch"),
+    }
+
+
+def show_config() -> None:
+    """Print version, backend, instruction set, threads, compiler and CPU, one to a line."""
+    for key, value in config().items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+        if isinstance(value, list):
+            value = ", ".join(value) or "none"
+        print(f"{key:21}{'-' if value is None else value}")

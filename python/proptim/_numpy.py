@@ -1,0 +1,134 @@
+"""The `numpy` backend: the rule's own text over whole arrays. Also the oracle of all tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proptim import _stages
+from proptim._arrays import Array
+
+if TYPE_CHECKING:
+    from proptim.optimizer import Optimizer
+
+Segment = tuple["Array | None", ...]
+"""params, then the state arrays of a rule, all real and of one dtype; None for a state array that is off."""
+
+LANES, BLOCK = 16, 4096
+"""Shape of the sum of squares, the same in `csrc/reduce.c`: see `sum_of_squares`."""
+
+
+class Plan:
+    """One rule bound to the arrays it steps. The same surface as the compiled `_core.Plan`."""
+
+    def __init__(self, optimizer: type[Optimizer], segments: Sequence[Segment], threads: int, auto: bool) -> None:
+        self.rule = optimizer.rule
+        self.coefs = len(optimizer.coef_names)
+        self.segments = [[param, None, *state] for param, *state in segments]
+        self.row_of = [0] * len(segments)
+        self.rows: Sequence[Sequence[float] | None] = [None]
+        self.busy = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Claim the plan; a second claim is an error, not a wait."""
+        if not self.busy.acquire(blocking=False):
+            raise RuntimeError(
+                "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+            )
+
+    def __exit__(self, *exc: object) -> None:
+        self.busy.release()
+
+    def bind(self, grads: Sequence[Array | None]) -> None:
+        """Point every segment at its gradient of this step, or at none. The caller has checked them."""
+        for segment, grad in zip(self.segments, grads, strict=True):
+            segment[1] = grad
+
+    def assign(self, row_of: Sequence[int]) -> None:
+        """Say which row of coefficients each segment uses."""
+        self.row_of = list(row_of)
+
+    def reduce(self, only: int = -1) -> tuple[float, bool]:
+        """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
+        grads = [s[1] for s in (self.segments if only < 0 else self.segments[only : only + 1])]
+        return sum_of_squares([g for g in grads if g is not None])
+
+    def step(self, rows: Sequence[Sequence[float] | None] | None = None) -> None:
+        """One step of every segment with the coefficients of its row; None keeps the rows of the last step.
+
+        A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped.
+        """
+        if rows is not None:
+            self.rows = rows
+        for segment, row in zip(self.segments, self.row_of, strict=True):
+            coefs = self.rows[row]
+            if coefs is not None and segment[1] is not None:
+                self._run(segment, coefs)
+
+    def step_one(self, index: int, row: Sequence[float]) -> None:
+        """One step of one segment."""
+        self._run(self.segments[index], row)
+
+    def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
+        param, grad, *state = segment
+        assert param is not None
+        assert grad is not None
+        real = param.dtype.type
+        coefs = [real(c) for c in row]
+        scale, clip, l2, decay, zero, flush = row[self.coefs :]
+        with np.errstate(all="ignore"):  # IEEE all the way: inf and NaN are results here, not errors
+            factor = dict(zip(_stages.NEUTRAL, coefs[self.coefs :], strict=True))
+            seen: Any = grad
+            if decay != _stages.NEUTRAL["decay"]:
+                param[...] = _stages.decay(param, factor["decay"])
+            if scale != _stages.NEUTRAL["scale"]:
+                seen = _stages.scale(seen, factor["scale"])
+            if clip != _stages.NEUTRAL["clip"]:
+                seen = _stages.clip(seen, factor["clip"])
+            if l2 != _stages.NEUTRAL["l2"]:
+                seen = _stages.l2(seen, param, factor["l2"])
+            self._apply(param, seen, state, tuple(coefs[: self.coefs]))
+            if zero != _stages.NEUTRAL["zero"]:
+                grad[...] = 0
+            if flush != _stages.NEUTRAL["flush"]:
+                for array in state:
+                    if array is not None:
+                        array[...] = _stages.flush(array, np.finfo(real).smallest_normal)
+
+    def _apply(self, param: Array, grad: Array, state: Sequence[Array | None], coefs: tuple[Any, ...]) -> None:
+        arrays = (param, *state)
+        for array, new in zip(arrays, self.rule(param, grad, *state, *coefs), strict=True):
+            if array is not None:
+                array[...] = new
+
+
+def sum_of_squares(grads: Sequence[Array]) -> tuple[float, bool]:
+    """Sum of squares of all elements in float64, and whether all are finite; `grads` are real arrays.
+
+    The order of the additions is fixed, so that every backend and thread count gives the same bits: elements in C
+    order are dealt to 16 lanes, each lane adds up its 256 squares of a block of 4096, the lanes and then the
+    blocks of all arrays are added in pairs, neighbours first.
+    """
+    finite = True
+    partials = []
+    with np.errstate(all="ignore"):
+        for grad in grads:
+            finite = finite and bool(np.isfinite(grad).all())
+            padded = np.zeros(-(-grad.size // BLOCK) * BLOCK)  # adding a zero square is exact
+            padded[: grad.size] = grad.reshape(-1)
+            squares = (padded * padded).reshape(-1, BLOCK // LANES, LANES)
+            lanes = np.zeros((len(squares), LANES))
+            for i in range(BLOCK // LANES):
+                lanes += squares[:, i]
+            while lanes.shape[1] > 1:
+                lanes = lanes[:, 0::2] + lanes[:, 1::2]
+            partials.append(lanes[:, 0])
+        tree = np.concatenate([*partials, np.zeros(1)])
+        while len(tree) > 1:
+            if len(tree) % 2:
+                tree = np.append(tree, 0.0)
+            tree = tree[0::2] + tree[1::2]
+    return float(tree[0]), finite

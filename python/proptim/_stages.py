@@ -1,0 +1,39 @@
+"""The stages around a rule, in NumPy: the Python twin of `csrc/stages/`.
+
+A stage is switched on by its coefficient: at the neutral value it does not run at all, so that it is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+NEUTRAL = {"scale": 1.0, "clip": math.inf, "l2": 0.0, "decay": 1.0, "zero": 0.0, "flush": 0.0}
+"""Name -> coefficient at which the stage does nothing, in the order of `stages.def`."""
+
+
+def scale(grad: Any, factor: Any) -> Any:
+    """Unscaling, the factor of the norm clip and the sign of `maximize`, in one product."""
+    return grad * factor
+
+
+def clip(grad: Any, bound: Any) -> Any:
+    """Clip to [-bound, bound]; NaN compares false and so stays NaN."""
+    return np.where(grad > bound, bound, np.where(grad < -bound, -bound, grad))
+
+
+def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
+    """Add the gradient of weight_decay/2 * param**2."""
+    return grad + weight_decay * param
+
+
+def decay(param: Any, factor: Any) -> Any:
+    """Decoupled weight decay: factor = 1 - lr * weight_decay."""
+    return param * factor
+
+
+def flush(state: Any, smallest_normal: Any) -> Any:
+    """Set subnormal numbers to zero."""
+    return np.where(np.abs(state) < smallest_normal, state.dtype.type(0), state)

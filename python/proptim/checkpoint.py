@@ -1,0 +1,187 @@
+"""What an optimizer has learned, as plain data and as a file.
+
+`dump` and `restore` are `Optimizer.state_dict` and `load_state_dict`; `write` and `read` keep such a dict in an
+.npz file: one array for each state array, and one of JSON text for all the rest. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proptim._arrays import Array, as_array
+from proptim._parameters import Clock, Group, Parameter, is_schedule
+
+if TYPE_CHECKING:
+    from proptim.optimizer import Optimizer
+
+RUN_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "params", "param_names"}
+"""Keys of a torch.optim group that do not belong to the rule: how torch runs it, and whose group it is."""
+
+FORMAT = "proptim checkpoint 1"
+
+
+def dump(optimizer: Optimizer) -> dict[str, Any]:
+    """See `Optimizer.state_dict`."""
+    index = {id(p): i for i, p in enumerate(optimizer._parameters)}
+    groups = []
+    for group in optimizer.param_groups:
+        members = [p for p in optimizer._parameters if p.group is group]
+        saved = {k: v for k, v in group.items() if k != "params" and not is_schedule(v)}
+        saved["params"] = [index[id(p)] for p in members]
+        if members and members[0].name is not None:
+            saved["param_names"] = [p.name for p in members]
+        groups.append(saved)
+    state = {
+        i: {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in entry.items()}
+        for i, entry in enumerate(optimizer.state.values())
+    }
+    return {"state": state, "param_groups": groups, "steps": optimizer.steps, "skipped": optimizer.skipped}
+
+
+def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """See `Optimizer.load_state_dict`: everything is checked before anything is taken over."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError('state_dict has no "state" and "param_groups"; expected what state_dict() returned')
+    if len(saved["param_groups"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"state_dict has {len(saved['param_groups'])} parameter groups; expected {len(optimizer.param_groups)}"
+        )
+    groups, entries = [], []
+    for i, given in enumerate(saved["param_groups"]):
+        group = optimizer.param_groups[i]
+        members = [p for p in optimizer._parameters if p.group is group]
+        groups.append(_restore_group(optimizer, group, given, members, f"group {i} of state_dict"))
+        for key, p in zip(given["params"], members, strict=True):
+            entries.append((p, _restore_state(optimizer, p, saved["state"].get(key, {}), key)))
+    steps = int(saved.get("steps", max((clock[0] for _, (clock, _) in entries), default=0)))
+    skipped = int(saved.get("skipped", 0))
+    for p, (clock, state) in entries:
+        p.clock, p.state = clock, state
+    optimizer._cohorts = None
+    for group, data in zip(optimizer.param_groups, groups, strict=True):
+        group.data.update(data)
+        group.touched()
+    optimizer.steps, optimizer.skipped = steps, skipped
+    optimizer._round.clear()
+
+
+def _restore_group(
+    optimizer: Optimizer, group: Group, given: Mapping[str, Any], members: list[Parameter], label: str
+) -> dict[str, Any]:
+    if len(given["params"]) != len(members):
+        raise ValueError(f"{label} has {len(given['params'])} parameters; expected {len(members)}")
+    names = [p.name for p in members]
+    if given.get("param_names", names) != names and names[:1] != [None]:
+        raise ValueError(f"{label} has the parameters {given['param_names']}; expected {names}")
+    data = {k: _plain(v) for k, v in given.items() if k not in RUN_KEYS}
+    for key in data:
+        if key not in group:
+            raise ValueError(
+                f"{label} has the hyperparameter {key!r}, unknown to {type(optimizer).__name__}; expected the "
+                "state of an optimizer of the same class"
+            )
+    data = {k: v for k, v in data.items() if not is_schedule(group[k])}  # a schedule is code: it stays
+    optimizer.settled(Group({**group.data, **data}, optimizer.fixed), optimizer.steps)
+    return data
+
+
+def _restore_state(
+    optimizer: Optimizer, p: Parameter, entry: Mapping[str, Any], key: Any
+) -> tuple[Clock, dict[str, Array]]:
+    label = f"state {key!r} of state_dict"
+    shown = {}
+    for name, value in entry.items():
+        if name not in optimizer.clock_start and value is not None:
+            array = as_array(value, f"{name!r} in {label}")
+            if array.shape != p.array.shape:
+                raise ValueError(
+                    f"{name!r} in {label} has shape {array.shape}; expected {p.array.shape}, the shape of "
+                    f"{p.label}"
+                )
+            if not np.can_cast(array.dtype, p.array.dtype):
+                raise TypeError(
+                    f"{name!r} in {label} is {array.dtype.name}; expected {p.array.dtype.name}, the dtype of "
+                    f"{p.label}"
+                )
+            shown[name] = np.empty_like(p.array, subok=False)
+            shown[name][...] = array
+    state = optimizer.read_state(shown) if shown else {}
+    for name in state:
+        if name not in optimizer.states:
+            raise ValueError(
+                f"{label} has the array {name!r}, unknown to {type(optimizer).__name__}; expected the state of an "
+                "optimizer of the same class"
+            )
+    for name in optimizer.states:
+        if state and name not in state and name not in optimizer.optional:
+            raise ValueError(f"{label} has no {name!r}; expected every state array of {type(optimizer).__name__}")
+    start = dict(optimizer.clock_start)
+    if state:  # torch.optim.SGD keeps no step; a momentum buffer says that there has been one
+        start["step"] = 1
+    clock = tuple(_number(entry.get(name, value), f"{name!r} in {label}") for name, value in start.items())
+    return (int(clock[0]), *clock[1:]), state
+
+
+def _number(value: Any, label: str) -> float:
+    number = float(_plain(value))
+    if not number == number or (label.startswith("'step'") and (number < 0 or number != int(number))):
+        raise ValueError(f"{label} is {number}; expected a count")
+    return number
+
+
+def _plain(value: Any) -> Any:
+    """Numbers out of 0-d arrays and tensors, tuples out of lists."""
+    if hasattr(value, "item") and not isinstance(value, (int, float)):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
+    """Write a state_dict to an .npz file: to a temporary name, synced, then renamed over `path`."""
+    arrays = {}
+    counts: dict[str, dict[str, Any]] = {}
+    for key, entry in saved["state"].items():
+        counts[str(key)] = {k: v for k, v in entry.items() if not isinstance(v, np.ndarray)}
+        arrays |= {f"state/{key}/{k}": v for k, v in entry.items() if isinstance(v, np.ndarray)}
+    rest = {**saved, "format": FORMAT, "state": counts}
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)  # noqa: PTH105 - the whole point: atomic on one file system
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read back what `write` wrote; ValueError for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rest: dict[str, Any] = json.loads(file["rest"].tobytes())
+            if rest.pop("format") != FORMAT:
+                raise ValueError("another format")
+            state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
+            for name in file.files:
+                if name != "rest":
+                    _, key, array = name.split("/")
+                    state[int(key)][array] = file[name]
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read ({error}); expected a file written by Optimizer.save"
+        ) from error
+    return {**rest, "state": state}

@@ -1,0 +1,545 @@
+"""Everything about an optimizer that is not its rule: groups, state, the step, saving and loading."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar, Literal, TypedDict
+
+import numpy as np
+
+from proptim import _backend, checkpoint
+from proptim._arrays import Array, as_array, check_writable, real_view
+from proptim._parameters import (
+    Clock,
+    Group,
+    Parameter,
+    Schedulable,
+    Values,
+    at_step,
+    check_gradients,
+    check_number,
+    is_schedule,
+    match_gradients,
+    parse_groups,
+    parse_parameters,
+)
+
+
+class Options(TypedDict, total=False):
+    """Keyword options that every optimizer takes; see `Optimizer`."""
+
+    grads: Any
+    weight_decay: Schedulable
+    decoupled_weight_decay: bool
+    maximize: bool
+    clip_value: Schedulable | None
+    clip_norm: Schedulable | None
+    grad_scale: Schedulable
+    nonfinite: Literal["propagate", "skip", "raise"]
+    max_skips: int | None
+    zero_grads: bool
+    flush_denormals: bool
+    threads: int | Literal["auto"]
+    backend: Literal["c", "numba", "numpy"] | None
+
+
+GROUP_OPTIONS = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None}
+"""The options that a parameter group may override, with their defaults."""
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Parameters of one group that have made the same steps, and so share one row of coefficients."""
+
+    group: Group
+    clock: Clock
+    active: bool
+    members: list[Parameter]
+
+
+class Optimizer:
+    """Base of all optimizers; a subclass adds one rule.
+
+    Options, all keyword-only:
+
+    grads : arrays like `params`, bound once, so that `step()` needs no argument.
+    weight_decay : L2 penalty added to the gradient, or decoupled (param *= 1 - lr * weight_decay) with
+        `decoupled_weight_decay=True`.
+    maximize : step up the gradient instead of down.
+    clip_value : clip every element of the gradient to [-clip_value, clip_value].
+    clip_norm : scale all gradients so that their global norm is at most clip_norm, as
+        torch.nn.utils.clip_grad_norm_; the norm found is kept in `grad_norm`.
+    grad_scale : factor on every gradient (the inverse of a loss scale).
+    nonfinite : "propagate" NaN and inf as IEEE does, "skip" the step (counted in `skipped`), or "raise"
+        FloatingPointError.
+    max_skips : with "skip", raise after this many skips in a row.
+    zero_grads : set the gradients to zero as part of the step, also of a skipped one.
+    flush_denormals : set subnormal numbers in the state to zero after the step.
+    threads : how many, or "auto": as many as help, decided by measuring.
+    backend : "c", "numba" or "numpy"; None takes `proptim.backend()`.
+
+    All hyperparameters and `weight_decay`, `decoupled_weight_decay`, `maximize` and `clip_value` can be set for
+    each parameter group. The numbers among them, `clip_norm` and `grad_scale` may be schedules: callables of the
+    number of completed steps.
+
+    A subclass states `states`, the names of its state arrays; `optional`, the hyperparameter that switches on
+    some of them; `rule`, the update itself; `check`, which hyperparameters are legal; and `advance`, the numbers
+    that the rule needs at a step.
+    """
+
+    kernel: ClassVar[str]
+    """Name of the rule in `csrc/rules.def`."""
+    coef_names: ClassVar[tuple[str, ...]]
+    """Names of the numbers that the rule takes after its arrays."""
+    states: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[Mapping[str, str]] = {}
+    clock_start: ClassVar[Mapping[str, float]] = {"step": 0}
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """Hyperparameters without effect after construction."""
+    rule: Callable[..., tuple[Any, ...]]
+
+    def __init_subclass__(cls) -> None:
+        if "rule" in vars(cls):
+            cls.kernel = cls.__name__.lower()
+            cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
+
+    # What a subclass says of its rule ----------------------------------------------------------------------------
+
+    @staticmethod
+    def check(h: Values) -> None:
+        """Raise ValueError or TypeError for a hyperparameter that is not legal."""
+
+    @staticmethod
+    def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
+        """Coefficients of the step that follows `clock`, and the clock after that step."""
+        raise NotImplementedError
+
+    @staticmethod
+    def steady(h: Values) -> bool:
+        """Whether `advance` gives the same coefficients at every step."""
+        return False
+
+    @staticmethod
+    def needs_loss(h: Values) -> bool:
+        """Whether `step` must be given the loss."""
+        return False
+
+    @staticmethod
+    def initial(h: Values, state: str) -> float:
+        """First value of a state array."""
+        return 0.0
+
+    @staticmethod
+    def show_state(state: dict[str, Array]) -> dict[str, Array]:
+        """State arrays as the user sees them, under torch's names."""
+        return state
+
+    @staticmethod
+    def read_state(state: dict[str, Array]) -> dict[str, Array]:
+        """Undo `show_state`; raise ValueError for values that it never shows."""
+        return state
+
+    # Construction ------------------------------------------------------------------------------------------------
+
+    def __init__(self, params: Any, hyper: dict[str, Any], options: Options) -> None:
+        for key in options:
+            if key not in Options.__annotations__:
+                raise TypeError(
+                    f"{type(self).__name__} got an unexpected keyword argument {key!r}; expected some of: "
+                    f"{', '.join([*hyper, *Options.__annotations__])}"
+                )
+        self.defaults = {**hyper, **{k: options.get(k, v) for k, v in GROUP_OPTIONS.items()}}
+        self.clip_norm = options.get("clip_norm")
+        self.grad_scale = options.get("grad_scale", 1.0)
+        self.nonfinite = options.get("nonfinite", "propagate")
+        self.max_skips = options.get("max_skips")
+        self.zero_grads = bool(options.get("zero_grads", False))
+        self.flush_denormals = bool(options.get("flush_denormals", False))
+        self.threads = options.get("threads", "auto")
+        self.backend = options.get("backend") or _backend.backend()
+        self.steps = 0
+        self.skipped = 0
+        self.grad_norm: float | None = None
+        self.param_groups: list[Group] = []
+        self._parameters: list[Parameter] = []
+        self._skips_in_a_row = 0
+        self._round: set[int] = set()
+        self._lock = threading.Lock()
+        self._cohorts: list[Cohort] | None = None
+        self._check_options()
+        for group in parse_groups(params):
+            self._add_group(group)
+        self._build()
+        if options.get("grads") is not None:
+            self._bind(options["grads"])
+
+    def _check_options(self) -> None:
+        if self.nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(
+                f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')"
+            )
+        if self.max_skips is not None:
+            check_number("max_skips value", self.max_skips)
+        self._limits()
+        _backend.thread_count(self.threads)
+        _backend.plan_type(self.backend)
+
+    def _limits(self) -> tuple[float, float | None]:
+        """`grad_scale` and `clip_norm` at the coming step, checked."""
+        scale, limit = at_step(self.grad_scale, self.steps), at_step(self.clip_norm, self.steps)
+        check_number("grad_scale value", scale, low=-math.inf)
+        if limit is not None:
+            check_number("clip_norm value", limit)
+        return float(scale), limit
+
+    def _add_group(self, given: Mapping[str, Any]) -> None:
+        if "params" not in given:
+            raise ValueError(f'a parameter group has only {sorted(given)}; expected the key "params" too')
+        for key in given:
+            if key != "params" and key not in self.defaults:
+                raise ValueError(
+                    f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.defaults))}"
+                )
+        group = Group({**self.defaults, **given}, self.fixed)
+        fresh = parse_parameters(group, self._parameters, tuple(self.clock_start.values()))
+        self.settled(group, self.steps)
+        for parameter in fresh:
+            self._grow(parameter)
+        group.data["params"] = [p.given for p in fresh]
+        self.param_groups.append(group)
+        self._parameters += fresh
+
+    @classmethod
+    def settled(cls, group: Group, steps: int) -> Values:
+        """The hyperparameters of a group after `steps` completed steps, checked."""
+        for key in cls.fixed:
+            if is_schedule(group[key]):
+                raise ValueError(
+                    f"Invalid {key}: a schedule (expected a number: {cls.__name__} reads {key} only once, before the "
+                    "first step)"
+                )
+        h = group.at(steps)
+        check_number("weight_decay value", h["weight_decay"])
+        if h["clip_value"] is not None:
+            check_number("clip_value", h["clip_value"])
+        cls.check(h)
+        group.values_now = h
+        return h
+
+    def _grow(self, parameter: Parameter) -> bool:
+        """Add the state arrays that the hyperparameters ask for and that are not there yet."""
+        group, grown = parameter.group, False
+        for name in self.states:
+            if name not in parameter.state and group[self.optional.get(name, "params")]:
+                assert group.values_now is not None
+                array = np.empty_like(parameter.array, subok=False)
+                real_view(array)[...] = self.initial(group.values_now, name)
+                parameter.state[name] = array
+                grown = True
+        return grown
+
+    def _build(self) -> None:
+        """Make the plan anew; the clocks are then with the parameters."""
+        self._dissolve()
+        segments = [
+            (real_view(p.array), *(real_view(p.state[s]) if s in p.state else None for s in self.states))
+            for p in self._parameters
+        ]
+        self._plan = _backend.plan_type(self.backend)(type(self), segments, *_backend.thread_count(self.threads))
+        self._plan.bind([None if p.grad is None else real_view(p.grad) for p in self._parameters])
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group: a dict with "params" and the hyperparameters that differ from the defaults.
+
+        Raises ValueError for unknown keys and for arrays or names that are there already, TypeError for what is
+        no array; nothing has changed then.
+        """
+        if not isinstance(param_group, Mapping):
+            raise TypeError(f"param_group is {type(param_group).__name__}; expected a dict")
+        with self._alone():
+            self._add_group(param_group)
+            self._build()
+
+    def _alone(self) -> _Alone:
+        return _Alone(self._lock)
+
+    # Gradients ---------------------------------------------------------------------------------------------------
+
+    def _bind(self, grads: Any) -> None:
+        """Check all gradients, then take them all."""
+        given = match_gradients(grads, self._parameters, self.param_groups)
+        changed = [(p, g) for p, g in zip(self._parameters, given, strict=True) if g is not p.grad_given]
+        if not changed:
+            return
+        arrays = [None if g is None else as_array(g, p.grad_label) for p, g in changed]
+        fresh = [(p, a) for (p, _), a in zip(changed, arrays, strict=True) if a is not None]
+        check_gradients(fresh, self._parameters, self.zero_grads)
+        for (p, g), array in zip(changed, arrays, strict=True):
+            if (p.grad is None) != (array is None):
+                self._dissolve()
+            p.grad_given, p.grad = g, array
+        self._plan.bind([None if p.grad is None else real_view(p.grad) for p in self._parameters])
+
+    def zero_grad(self) -> None:
+        """Set the gradients that are bound, or were last passed, to zero."""
+        bound = [(p, p.grad) for p in self._parameters if p.grad is not None]
+        for p, grad in bound:
+            check_writable(grad, p.grad_label)
+        for _, grad in bound:
+            grad[...] = 0
+
+    # The step ----------------------------------------------------------------------------------------------------
+
+    def step(self, grads: Any = None, *, loss: float | None = None) -> None:
+        """Step every parameter once, in place.
+
+        `grads` mirrors `params`, with None for a parameter that is left out this time; they stay bound, and
+        without `grads` the gradients bound before are read again. `loss` is for rules that look at it (irprop+).
+        Raises ValueError or TypeError for gradients that do not fit, RuntimeError if another thread is stepping
+        this optimizer, FloatingPointError as `nonfinite` says; nothing has changed then.
+        """
+        with self._alone():
+            if grads is not None:
+                self._bind(grads)
+            self._refresh()
+            factor = self._factor()
+            if factor is None:
+                return
+            cohorts = self._cohorts or self._gather()
+            steps = [self._row(c.group, c.clock, loss, factor) if c.active else None for c in cohorts]
+            self._plan.step([None if step is None else step[0] for step in steps])
+            for cohort, step in zip(cohorts, steps, strict=True):
+                if step is not None:
+                    cohort.clock = step[1]
+            self.steps += 1
+            self._round.clear()
+
+    def step_param(self, key: int | str, grad: Any) -> None:
+        """Step one parameter, by name or index, as soon as its gradient exists and is still in cache.
+
+        Going round all parameters equals one `step`, and `steps` counts the rounds. Not with clip_norm or irprop+,
+        which need all gradients or the loss.
+        """
+        with self._alone():
+            index = self._index(key)
+            if self.clip_norm is not None:
+                raise ValueError("step_param cannot clip the global norm; expected step() with all gradients")
+            self._bind([grad if i == index else p.grad_given for i, p in enumerate(self._parameters)])
+            self._dissolve()
+            new_round = not self._round or index in self._round
+            self.steps -= not new_round  # schedules see one count all through a round
+            try:
+                self._refresh()
+                factor = self._factor(index)
+                if factor is not None:
+                    p = self._parameters[index]
+                    row, p.clock = self._row(p.group, p.clock, None, factor)
+                    self._plan.step_one(index, row)
+            finally:
+                self.steps += not new_round
+            if factor is not None:
+                if new_round:
+                    self.steps += 1
+                    self._round.clear()
+                self._round.add(index)
+
+    def _index(self, key: int | str) -> int:
+        names = [p.name for p in self._parameters]
+        if isinstance(key, str) and key in names:
+            return names.index(key)
+        if isinstance(key, int) and 0 <= key < len(names):
+            return key
+        known = names if names[0] is not None else f"0 to {len(names) - 1}"
+        raise ValueError(f"unknown parameter {key!r}; expected one of: {known}")
+
+    def _refresh(self) -> None:
+        """Take up what has changed in the groups since the last step."""
+        grown = False
+        for group in self.param_groups:
+            if group.values_now is None:
+                self.settled(group, self.steps)
+                grown |= any([self._grow(p) for p in self._parameters if p.group is group])
+            elif group.scheduled:
+                self.settled(group, self.steps)
+        if grown:
+            self._build()
+
+    def _factor(self, only: int = -1) -> float | None:
+        """The factor on all gradients of this step, or None if the step is to be skipped."""
+        if all(p.grad is None for p in self._parameters):
+            raise ValueError("step() has no gradients; pass them, step(grads), or bind them with grads= before")
+        scale, limit = self._limits()
+        if self.nonfinite == "propagate" and limit is None:
+            return scale
+        squares, finite = self._plan.reduce(only)
+        if not finite and self.nonfinite != "propagate":
+            self._refuse(self._parameters if only < 0 else [self._parameters[only]])
+            return None
+        self._skips_in_a_row = 0
+        if limit is None:
+            return scale
+        self.grad_norm = math.sqrt(squares) * abs(scale)
+        return scale * clip_factor(self.grad_norm, limit)
+
+    def _refuse(self, parameters: list[Parameter]) -> None:
+        """Skip this step or raise, because a gradient is not finite."""
+        p, grad = next(
+            (p, p.grad) for p in parameters if p.grad is not None and not np.isfinite(p.grad).all()
+        )
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(grad))[0])
+        message = f"{p.grad_label} is {grad[index]} at index {index}; expected finite gradients"
+        if self.nonfinite == "raise":
+            raise FloatingPointError(message)
+        if self.max_skips is not None and self._skips_in_a_row >= self.max_skips:
+            raise FloatingPointError(f"{message}, after {self.max_skips} skips in a row (max_skips)")
+        self.skipped += 1
+        self._skips_in_a_row += 1
+        if self.zero_grads:  # a gradient that is added up would stay NaN for ever
+            for q in parameters:
+                if q.grad is not None:
+                    q.grad[...] = 0
+
+    @classmethod
+    def row(
+        cls, group: Group, clock: Clock, loss: float | None, factor: float, zero_grads: bool, flush: bool
+    ) -> tuple[tuple[float, ...], Clock]:
+        """Coefficients of the rule and then of the stages, and the clock after the step."""
+        h = group.values_now
+        assert h is not None
+        if cls.needs_loss(h):
+            if loss is None:
+                raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss at these gradients)")
+            loss = -float(loss) if h["maximize"] else float(loss)
+        coefs, after = cls.advance(h, clock, loss)
+        decoupled, clip = h["decoupled_weight_decay"], h["clip_value"]
+        return (
+            *coefs,
+            # the stages, in the order of `_stages.NEUTRAL`
+            -factor if h["maximize"] else factor,
+            math.inf if clip is None else clip,
+            0.0 if decoupled else h["weight_decay"],
+            1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,
+            float(zero_grads),
+            float(flush),
+        ), after
+
+    def _row(self, group: Group, clock: Clock, loss: float | None, factor: float) -> tuple[tuple[float, ...], Clock]:
+        return self.row(group, clock, loss, factor, self.zero_grads, self.flush_denormals)
+
+    # Clocks: with the cohorts while there are any, otherwise with the parameters ------------------------------------
+
+    def _gather(self) -> list[Cohort]:
+        """Put parameters that step alike into cohorts, and tell the plan."""
+        cohorts: dict[tuple[int, Clock, bool], Cohort] = {}
+        for p in self._parameters:
+            active = p.grad is not None
+            key = (id(p.group), p.clock, active)
+            cohorts.setdefault(key, Cohort(p.group, p.clock, active, [])).members.append(p)
+        self._cohorts = list(cohorts.values())
+        row = {id(p): i for i, cohort in enumerate(self._cohorts) for p in cohort.members}
+        self._plan.assign([row[id(p)] for p in self._parameters])
+        return self._cohorts
+
+    def _dissolve(self) -> None:
+        """Give the clocks back to the parameters."""
+        for cohort in self._cohorts or ():
+            for p in cohort.members:
+                p.clock = cohort.clock
+        self._cohorts = None
+
+    # What has been learned ---------------------------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the coming step, of the first group; setting it sets every group's."""
+        return float(at_step(self.param_groups[0]["lr"], self.steps))
+
+    @lr.setter
+    def lr(self, value: Schedulable) -> None:
+        for group in self.param_groups:
+            group["lr"] = value
+
+    @property
+    def state(self) -> dict[int | str, dict[str, Any]]:
+        """Name or index of each parameter -> its state arrays and counts."""
+        for cohort in self._cohorts or ():
+            for p in cohort.members:
+                p.clock = cohort.clock
+        return {
+            i if p.name is None else p.name: {
+                **dict(zip(self.clock_start, p.clock, strict=True)),
+                **self.show_state(p.state),
+            }
+            for i, p in enumerate(self._parameters)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of state and hyperparameters as dicts, arrays and numbers, under torch.optim's keys.
+
+        Schedules are code and not part of it.
+        """
+        return checkpoint.dump(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` of this class, or of the torch.optim class of this name, returned.
+
+        Raises ValueError or TypeError if it does not fit these parameters; nothing has changed then.
+        """
+        with self._alone():
+            checkpoint.restore(self, state_dict)
+            self._build()
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write `state_dict()` to an .npz file, which is there whole or not at all."""
+        checkpoint.write(path, self.state_dict())
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """`load_state_dict` from a file that `save` wrote; never executes anything in it."""
+        self.load_state_dict(checkpoint.read(path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._dissolve()
+        return {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+        for p in self._parameters:  # views of what was copied, not copies of their own
+            p.array = as_array(p.given, p.label)
+            p.grad = None if p.grad_given is None else as_array(p.grad_given, p.grad_label)
+        self._build()
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} (backend={self.backend!r}, threads={self.threads!r}, steps={self.steps}"]
+        for i, group in enumerate(self.param_groups):
+            count = sum(p.array.size for p in self._parameters if p.group is group)
+            lines.append(f"Parameter Group {i}: {len(group['params'])} arrays, {count:,} weights")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+        return "\n".join(lines) + "\n)"
+
+
+class _Alone:
+    """Holds an optimizer for one thread; a second thread is told so and does not wait."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise RuntimeError(
+                "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+            )
+
+    def __exit__(self, *exc: object) -> None:
+        self.lock.release()
+
+
+def clip_factor(norm: float, max_norm: float) -> float:
+    """The factor that brings `norm` down to `max_norm`, as torch.nn.utils.clip_grad_norm_; NaN stays NaN."""
+    factor = float(max_norm) / (norm + 1e-6)  # 1e-6: torch's guard against a zero norm
+    return 1.0 if factor > 1.0 else factor

@@ -1,0 +1,40 @@
+"""Hyperparameters under which RMSprop repeats another library's run.
+
+>>> import numpy as np, proptim
+>>> opt = proptim.RMSprop([np.zeros(3)], **proptim.presets.rmsprop["torch"])
+
+tf1 and optax have no default learning rate: add lr=. Keras decays weights decoupled: add weight_decay= as there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# As in the sources of torch 2.13, Keras 3, tf.compat.v1.train.RMSPropOptimizer, optax 0.2.8 and timm's RMSpropTF.
+rmsprop: dict[str, dict[str, Any]] = {
+    "torch": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8},
+    "keras": {
+        "lr": 1e-3,
+        "alpha": 0.9,
+        "eps": 1e-7,
+        "eps_inside_sqrt": True,
+        "lr_in_momentum": True,
+        "decoupled_weight_decay": True,
+    },
+    "tf1": {
+        "alpha": 0.9,
+        "eps": 1e-10,
+        "eps_inside_sqrt": True,
+        "initial_square_avg": 1.0,
+        "lr_in_momentum": True,
+    },
+    "optax": {"alpha": 0.9, "eps": 1e-8, "eps_inside_sqrt": True, "lr_in_momentum": True},
+    "timm": {
+        "lr": 1e-2,
+        "alpha": 0.9,
+        "eps": 1e-10,
+        "eps_inside_sqrt": True,
+        "initial_square_avg": 1.0,
+        "lr_in_momentum": True,
+    },
+}

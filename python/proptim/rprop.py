@@ -1,0 +1,204 @@
+"""Resilient backpropagation: only the signs of the last two gradients count."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proptim._arrays import Array, real_view
+from proptim._parameters import Clock, Values, check_number
+from proptim.optimizer import Optimizer, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# What a change of sign does: (move with the new step, take back the last move, remember this sign).
+VARIANTS = {
+    "rprop-": (1.0, 0.0, 1.0),
+    "irprop-": (0.0, 0.0, 0.0),
+    "rprop+": (0.0, 1.0, 0.0),
+    "irprop+": (0.0, 1.0, 0.0),  # the take-back only if the loss has risen
+}
+
+# The state word of a weight is its step size with the sign of the last gradient in the sign bit. "No last sign" is
+# the step size times 2**90, told apart by being above 2**38. Powers of two scale exactly; legal step sizes are
+# those for which both forms stay apart and finite in float32: 2**-50 * 2**90 > 2**38 > 2**37, 2**37 * 2**90 < 2**128.
+FORGET = 2.0**90
+REMEMBERED = 2.0**38
+SMALLEST, LARGEST = 2.0**-50, 2.0**37
+
+
+class Rprop(Optimizer):
+    r"""Rprop in all four variants: step sizes that grow while the sign of the gradient stays and shrink when it changes.
+
+    With :math:`s` the product of the signs of the last two gradients,
+
+    .. math:: d \leftarrow \begin{cases} \min(d\,\eta_+, d_{max}) & s > 0 \\ \max(d\,\eta_-, d_{min}) & s < 0 \\
+              d & s = 0 \end{cases} \qquad p \leftarrow p - \mathrm{sign}(g)\, d
+
+    and when the sign changes (:math:`s < 0`) the variants differ:
+
+    ========== ============================================================ =====================
+    variant    the move                                                     the next step sees
+    ========== ============================================================ =====================
+    "rprop-"   with the new, smaller step size                              this sign
+    "irprop-"  none                                                         no last sign
+    "rprop+"   takes back the last move                                     no last sign
+    "irprop+"  takes back the last move if the loss has risen, or none      no last sign
+    ========== ============================================================ =====================
+
+    For full batches: on mini-batches, nine gradients of 0.1 and one of -0.9 should cancel and do not.
+
+    Parameters
+    ----------
+    params : sequence or dict of arrays, or sequence of groups
+        Float or complex arrays, stepped in place; see `Optimizer`.
+    lr : float, default 1e-2
+        First step size of every weight, clamped to `step_sizes`. No schedule: it is read only once.
+    etas : (float, float), default (0.5, 1.2)
+        :math:`(\eta_-, \eta_+)`, below and above 1.
+    step_sizes : (float, float), default (1e-6, 50)
+        :math:`(d_{min}, d_{max})`, within 2**-50 and 2**37.
+    variant : {"rprop-", "irprop-", "rprop+", "irprop+"}, default "rprop-"
+        "irprop+" needs ``step(..., loss=...)``.
+    **options
+        See `Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        For a hyperparameter out of range or a schedule for lr; read-only or overlapping arrays.
+    TypeError
+        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+
+    Examples
+    --------
+    >>> import numpy as np, proptim
+    >>> w = np.zeros(2)
+    >>> opt = proptim.Rprop([w], lr=0.1)
+    >>> for grad in ([1e-6, 1e3], [1e-6, 1e3], [-1e-6, 1e3]):
+    ...     opt.step([np.array(grad)])
+    >>> w.round(3)
+    array([-0.16 , -0.364])
+    >>> opt.state[0]["step_size"]
+    array([0.06 , 0.144])
+
+    Notes
+    -----
+    torch.optim.Rprop is ``variant="irprop-"``. Differences: signs are compared and gradients never multiplied, so tiny
+    ones (1e-25 in float32) count; a NaN gradient makes its parameter NaN, visibly, where torch skips it. optax.rprop
+    (0.2.8) applies every update one step late. State is one word a weight; `state_dict` shows it as torch's
+    ``step_size`` and ``prev``, the latter as -1, 0 or 1.
+
+    References
+    ----------
+    .. [1] Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm",
+       ICNN 1993.
+    .. [2] Igel & Huesken, "Empirical evaluation of the improved Rprop learning algorithms", Neurocomputing 50, 2003.
+    """
+
+    states = ("step_word",)
+    clock_start = {"step": 0, "prev_loss": math.inf}
+    fixed = frozenset({"lr"})
+
+    @staticmethod
+    def rule(
+        param: Any,
+        grad: Any,
+        step_word: Any,
+        eta_minus: Any,
+        eta_plus: Any,
+        step_min: Any,
+        step_max: Any,
+        move: Any,
+        take_back: Any,
+        remember: Any,
+        remembered: Any,
+        forget: Any,
+        unforget: Any,
+    ) -> tuple[Any, ...]:
+        word = np.abs(step_word)
+        known = word < remembered
+        old = np.where(known, word, word * unforget)
+        turned = np.where(step_word < 0, -grad, grad)  # > 0: the signs agree, < 0: they differ
+        same, flip = known & (turned > 0), known & (turned < 0)
+        size = np.where(same, np.minimum(old * eta_plus, step_max), old)
+        size = np.where(flip, np.maximum(old * eta_minus, step_min), size)
+        length = np.where(flip, move * size + take_back * old, size)
+        up, down = grad < 0, grad > 0
+        still = np.abs(grad)  # +0 leaves even the sign of a zero alone; NaN goes on
+        param = param - np.where(up, -length, np.where(down, length, still))
+        lost = (flip & (remember == 0)) | ~(up | down)
+        return param, np.where(lost, size * forget, np.where(up, -size, size))
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        variant: str = "rprop-",
+        **options: Unpack[Options],
+    ) -> None:
+        hyper = {"lr": lr, "etas": tuple(etas), "step_sizes": tuple(step_sizes), "variant": variant}
+        super().__init__(params, hyper, options)
+
+    @staticmethod
+    def check(h: Values) -> None:
+        check_number("learning rate", h["lr"])
+        if h["variant"] not in VARIANTS:
+            raise ValueError(f"Invalid variant: {h['variant']!r} (expected one of {', '.join(map(repr, VARIANTS))})")
+        if len(h["etas"]) != 2 or not 0.0 < h["etas"][0] < 1.0 < h["etas"][1] < math.inf:
+            raise ValueError(f"Invalid eta values: {h['etas']} (expected 0 < eta_minus < 1 < eta_plus)")
+        if len(h["step_sizes"]) != 2 or not SMALLEST <= h["step_sizes"][0] <= h["step_sizes"][1] <= LARGEST:
+            raise ValueError(
+                f"Invalid step sizes: {h['step_sizes']} (expected 2**-50 <= step_min <= step_max <= 2**37)"
+            )
+
+    @staticmethod
+    def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
+        t, prev_loss = clock
+        move, take_back, remember = VARIANTS[h["variant"]]
+        if h["variant"] == "irprop+":
+            assert loss is not None
+            take_back = float(loss > prev_loss)
+        else:
+            loss = prev_loss
+        coefs = (*h["etas"], *h["step_sizes"], move, take_back, remember, REMEMBERED, FORGET, 1 / FORGET)
+        return coefs, (t + 1, loss)
+
+    @staticmethod
+    def steady(h: Values) -> bool:
+        return bool(h["variant"] != "irprop+")
+
+    @staticmethod
+    def needs_loss(h: Values) -> bool:
+        return bool(h["variant"] == "irprop+")
+
+    @staticmethod
+    def initial(h: Values, state: str) -> float:
+        low, high = h["step_sizes"]
+        return float(min(max(h["lr"], low), high)) * FORGET
+
+    @staticmethod
+    def show_state(state: dict[str, Array]) -> dict[str, Array]:
+        word = real_view(state["step_word"])
+        shown = {name: np.empty_like(state["step_word"]) for name in ("prev", "step_size")}
+        known = np.abs(word) < REMEMBERED
+        real_view(shown["prev"])[...] = np.where(known, np.sign(word), 0)
+        real_view(shown["step_size"])[...] = np.where(known, np.abs(word), np.abs(word) * word.dtype.type(1 / FORGET))
+        return shown
+
+    @staticmethod
+    def read_state(state: dict[str, Array]) -> dict[str, Array]:
+        if state.keys() != {"prev", "step_size"}:
+            raise ValueError(f"state has the arrays {sorted(state)}; expected prev and step_size")
+        prev, size = real_view(state["prev"]), real_view(state["step_size"])
+        if not ((size >= SMALLEST) & (size <= LARGEST)).all():
+            raise ValueError("step_size has values out of range; expected 2**-50 <= step_size <= 2**37")
+        word = np.empty_like(state["step_size"])
+        forget = size.dtype.type(FORGET)
+        real_view(word)[...] = np.where(prev > 0, size, np.where(prev < 0, -size, size * forget))
+        return {"step_word": word}

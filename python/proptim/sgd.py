@@ -1,0 +1,105 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from proptim._parameters import Clock, Schedulable, Values, check_number
+from proptim.optimizer import Optimizer, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent with momentum, dampening and Nesterov's look-ahead.
+
+    .. math:: b \leftarrow \mu b + (1-\tau) g, \qquad
+              p \leftarrow p - \eta \, (g + \mu b \text{ if nesterov else } b)
+
+    and plain :math:`p \leftarrow p - \eta g` without momentum. At the first step :math:`b = g`, undamped.
+
+    Parameters
+    ----------
+    params : sequence or dict of arrays, or sequence of groups
+        Float or complex arrays, stepped in place; see `Optimizer`.
+    lr : float or schedule, default 1e-3
+        Learning rate :math:`\eta`.
+    momentum : float or schedule, default 0
+        :math:`\mu`; above 0 it costs the state array ``momentum_buffer``.
+    dampening : float or schedule, default 0
+        :math:`\tau`.
+    nesterov : bool, default False
+        Look ahead; needs momentum and no dampening.
+    **options
+        See `Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        For a hyperparameter out of range, read-only or overlapping arrays.
+    TypeError
+        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+
+    Examples
+    --------
+    >>> import numpy as np, proptim
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = proptim.SGD([w], lr=0.1, momentum=0.9)
+    >>> opt.step([2 * w])
+    >>> w
+    array([ 0.8, -1.6])
+
+    Notes
+    -----
+    Equal to torch.optim.SGD. optax.sgd and Keras multiply lr into the buffer's input or output differently: a run
+    that changes lr with momentum differs there.
+
+    References
+    ----------
+    .. [1] Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    .. [2] Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
+    """
+
+    states = ("momentum_buffer",)
+    optional = {"momentum_buffer": "momentum"}
+
+    @staticmethod
+    def rule(
+        param: Any, grad: Any, momentum_buffer: Any, lr: Any, momentum: Any, undamped: Any, nesterov: Any
+    ) -> tuple[Any, ...]:
+        step = grad
+        if momentum_buffer is not None:
+            momentum_buffer = momentum * momentum_buffer + undamped * grad
+            step = grad + momentum * momentum_buffer if nesterov else momentum_buffer
+        return param - lr * step, momentum_buffer
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Schedulable = 1e-3,
+        momentum: Schedulable = 0.0,
+        dampening: Schedulable = 0.0,
+        nesterov: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        super().__init__(params, hyper, options)
+
+    @staticmethod
+    def check(h: Values) -> None:
+        check_number("learning rate", h["lr"])
+        check_number("momentum value", h["momentum"])
+        check_number("dampening value", h["dampening"], low=-float("inf"))
+        if h["nesterov"] and (h["momentum"] <= 0 or h["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+    @staticmethod
+    def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
+        t = clock[0] + 1
+        undamped = 1.0 if t == 1 else 1.0 - h["dampening"]
+        return (h["lr"], h["momentum"], undamped, float(h["nesterov"])), (t,)
+
+    @staticmethod
+    def steady(h: Values) -> bool:
+        return not h["dampening"]
