@@ -78,7 +78,7 @@ class Plan:
         assert grad is not None
         real = param.dtype.type
         coefs = [real(c) for c in row]
-        scale, clip, l2, decay, zero, flush = row[self.coefs :]
+        decay, scale, clip, l2, zero, flush = row[self.coefs :]
         with np.errstate(all="ignore"):  # IEEE all the way: inf and NaN are results here, not errors
             factor = dict(zip(_stages.NEUTRAL, coefs[self.coefs :], strict=True))
             seen: Any = grad

@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
-NEUTRAL = {"scale": 1.0, "clip": math.inf, "l2": 0.0, "decay": 1.0, "zero": 0.0, "flush": 0.0}
+NEUTRAL = {"decay": 1.0, "scale": 1.0, "clip": math.inf, "l2": 0.0, "zero": 0.0, "flush": 0.0}
 """Name -> coefficient at which the stage does nothing, in the order of `stages.def`."""
+
+
+def decay(param: Any, factor: Any) -> Any:
+    """Decoupled weight decay: factor = 1 - lr * weight_decay."""
+    return param * factor
 
 
 def scale(grad: Any, factor: Any) -> Any:
@@ -27,11 +32,6 @@ def clip(grad: Any, bound: Any) -> Any:
 def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
     """Add the gradient of weight_decay/2 * param**2."""
     return grad + weight_decay * param
-
-
-def decay(param: Any, factor: Any) -> Any:
-    """Decoupled weight decay: factor = 1 - lr * weight_decay."""
-    return param * factor
 
 
 def flush(state: Any, smallest_normal: Any) -> Any:

@@ -420,10 +420,10 @@ class Optimizer:
         return (
             *coefs,
             # the stages, in the order of `_stages.NEUTRAL`
+            1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,
             -factor if h["maximize"] else factor,
             math.inf if clip is None else clip,
             0.0 if decoupled else h["weight_decay"],
-            1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,
             float(zero_grads),
             float(flush),
         ), after

@@ -1,0 +1,74 @@
+/*
+ * dispatch.c - which table of kernels: a list, best first, and the names of everything in the tables.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "cpu.h"
+#include "isa.h"
+
+static const struct choice {
+    const proptim_isa *isa;
+    int (*runs)(void);
+    int (*likes)(void); /* asked only when nobody names an instruction set */
+} choices[] = {
+#if defined(__x86_64__) || defined(_M_X64)
+    { &proptim_isa_avx512, proptim_cpu_avx512, proptim_cpu_likes_avx512 },
+    { &proptim_isa_avx2, proptim_cpu_avx2, proptim_cpu_always },
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    { &proptim_isa_neon, proptim_cpu_always, proptim_cpu_always }, /* part of the base architecture */
+#endif
+    { &proptim_isa_scalar, proptim_cpu_always, proptim_cpu_always },
+};
+
+enum { CHOICES = sizeof choices / sizeof *choices };
+
+const proptim_isa *proptim_isa_at(int index) { return index < CHOICES ? choices[index].isa : NULL; }
+
+const char *proptim_isa_name(const proptim_isa *isa) { return isa->name; }
+
+int proptim_isa_runs(const proptim_isa *isa)
+{
+    for (int i = 0; i < CHOICES; i++)
+        if (choices[i].isa == isa) return choices[i].runs();
+    return 0;
+}
+
+const proptim_isa *proptim_isa_find(const char *name)
+{
+    for (int i = 0; i < CHOICES; i++)
+        if (choices[i].runs() && (name ? !strcmp(name, choices[i].isa->name) : choices[i].likes()))
+            return choices[i].isa;
+    return NULL;
+}
+
+proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype)
+{
+    return isa->rules[rule][dtype];
+}
+
+/* "(a, b)" as the list files write it, to "a, b". */
+#define TEXT(...) #__VA_ARGS__
+
+static const struct {
+    const char *name, *arrays, *coefs;
+} rules[] = {
+#define RULE(name, arrays, coefs) { #name, TEXT arrays, TEXT coefs },
+#include "rules.def"
+#undef RULE
+};
+
+static const struct {
+    const char *name;
+    double neutral;
+} stages[] = {
+#define STAGE(name, arrays, neutral) { #name, neutral },
+#include "stages.def"
+#undef STAGE
+};
+
+const char *proptim_rule_name(proptim_rule rule) { return rules[rule].name; }
+const char *proptim_rule_arrays(proptim_rule rule) { return rules[rule].arrays; }
+const char *proptim_rule_coefs(proptim_rule rule) { return rules[rule].coefs; }
+const char *proptim_stage_name(proptim_stage stage) { return stages[stage].name; }
+double proptim_stage_neutral(proptim_stage stage) { return stages[stage].neutral; }

@@ -1,0 +1,20 @@
+/* simd/undef.h - forget a vocabulary, so that another can be included. */
+#undef VEC
+#undef WIDTH
+#undef LOAD
+#undef STORE
+#undef SET1
+#undef ZERO
+#undef ADD
+#undef SUB
+#undef MUL
+#undef DIV
+#undef SQRT
+#undef MIN
+#undef MAX
+#undef ABS
+#undef FLIPSIGN
+#undef MASK
+#undef GT
+#undef LT
+#undef SELECT

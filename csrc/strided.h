@@ -1,0 +1,16 @@
+/* strided.h - memory that is not one dense run.  Internal. */
+#ifndef PROPTIM_STRIDED_H
+#define PROPTIM_STRIDED_H
+
+#include "proptim.h"
+
+/*
+ * Copy elements start .. start + count, counted in C order, of an array with this shape and these byte strides, to
+ * dense memory (gather) or from it (scatter).
+ */
+void proptim_gather(const void *array, int ndim, const size_t *shape, const ptrdiff_t *strides, size_t itemsize,
+                    size_t start, size_t count, void *dense);
+void proptim_scatter(void *array, int ndim, const size_t *shape, const ptrdiff_t *strides, size_t itemsize,
+                     size_t start, size_t count, const void *dense);
+
+#endif

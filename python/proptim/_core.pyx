@@ -1,0 +1,458 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True
+"""The `c` backend: plans that hold buffers and make one C call a step.  Knows no rule by name and no NumPy."""
+
+import importlib.util
+import os
+import warnings
+
+from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
+                             PyObject_GetBuffer)
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+cdef extern from "<stdatomic.h>" nogil:
+    ctypedef struct atomic_flag:
+        pass
+    bint atomic_flag_test_and_set(atomic_flag *)
+    void atomic_flag_clear(atomic_flag *)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long long tv_sec
+        long tv_nsec
+    int timespec_get(timespec *, int base)
+    int TIME_UTC
+
+cdef extern from *:
+    """
+    #ifndef PROPTIM_COMPILER
+    #define PROPTIM_COMPILER ""
+    #define PROPTIM_FLAGS ""
+    #endif
+    /* Cython counts references of Py_buffer.obj, which may be NULL. */
+    static int holds(const Py_buffer *view) { return view->obj != NULL; }
+    static int holds_this(const Py_buffer *view, PyObject *object) { return view->obj == object; }
+    """
+    const char *PROPTIM_COMPILER
+    const char *PROPTIM_FLAGS
+    bint holds(const Py_buffer *view) nogil
+    bint holds_this(const Py_buffer *view, object obj) nogil
+
+cdef enum:
+    # threads="auto" measures steps of at least this many weights.  A smaller step takes about 10 us, and waking a
+    # thread costs as much as half of it could save.
+    AUTO_WEIGHTS = 65536
+    TRIALS = 12         # steps of one look, serial and parallel in turn; the first of each kind warms up
+    LOOK_AGAIN = 2000   # steps until the next look: the machine may be busier or idler by then
+
+cdef const proptim_isa *_isa = NULL
+cdef proptim_parallel *_parallel = NULL
+cdef bint _looked_for_parallel = False, _told_forked = False
+
+
+def available_isas():
+    """Names of the instruction sets that run here, best first."""
+    names = []
+    cdef int i = 0
+    while proptim_isa_at(i):
+        if proptim_isa_runs(proptim_isa_at(i)):
+            names.append(proptim_isa_name(proptim_isa_at(i)).decode())
+        i += 1
+    return tuple(names)
+
+
+def isa():
+    """Name of the instruction set of plans made from now on."""
+    return proptim_isa_name(_isa).decode()
+
+
+def use_isa(name):
+    """Take another instruction set; None for the best.  ValueError if it is unknown or does not run here."""
+    global _isa
+    cdef bytes wanted = b"" if name is None else name.encode()
+    cdef const char *pointer = NULL if name is None else <const char *>wanted
+    cdef const proptim_isa *found = proptim_isa_find(pointer)
+    if found is NULL:
+        raise ValueError(
+            f"PROPTIM_ISA={name} is unknown or does not run on this CPU; expected one of: {', '.join(available_isas())}"
+        )
+    _isa = found
+
+
+use_isa(os.environ.get("PROPTIM_ISA") or None)
+
+
+def rules():
+    """Rule -> (names of its arrays, names of its coefficients), from rules.def."""
+    return {
+        proptim_rule_name(r).decode(): (
+            tuple(proptim_rule_arrays(r).decode().strip("()").replace(" ", "").split(",")),
+            tuple(proptim_rule_coefs(r).decode().strip("()").replace(" ", "").split(",")),
+        )
+        for r in range(PROPTIM_RULES)
+    }
+
+
+def stages():
+    """Stage -> its neutral coefficient, from stages.def."""
+    return {proptim_stage_name(s).decode(): proptim_stage_neutral(s) for s in range(PROPTIM_STAGES)}
+
+
+_rule_numbers = {name: number for number, name in enumerate(rules())}
+
+
+def build_info():
+    """Compiler and flags of this module."""
+    return {"compiler": PROPTIM_COMPILER.decode(), "flags": PROPTIM_FLAGS.decode()}
+
+
+def parallel_status():
+    """How threads are to be had, without loading them."""
+    if importlib.util.find_spec("proptim._openmp") is None:
+        return "none: built without OpenMP"
+    return "OpenMP" + (", loaded" if _parallel is not NULL else ", loaded when first used")
+
+
+cdef proptim_parallel *parallel() except? NULL:
+    """The parallel path, loaded on the first request; NULL and one warning if it cannot be."""
+    global _parallel, _looked_for_parallel
+    if not _looked_for_parallel:
+        _looked_for_parallel = True
+        try:
+            from proptim import _openmp
+            _parallel = <proptim_parallel *>PyCapsule_GetPointer(_openmp.parallel, b"proptim_parallel")
+        except ImportError as error:
+            warnings.warn(f"proptim steps on one thread: its OpenMP module cannot be loaded ({error})", RuntimeWarning,
+                          stacklevel=4)
+    return _parallel
+
+
+cdef double now() noexcept nogil:
+    cdef timespec t
+    timespec_get(&t, TIME_UTC)
+    return <double>t.tv_sec + 1e-9 * <double>t.tv_nsec
+
+
+cdef int dtype_of(Py_buffer *view) except -1:
+    cdef bytes code = view.format if view.format is not NULL else b"B"
+    code = code.lstrip(b"@=<>") if len(code) == 2 else code
+    if code == b"f" and view.itemsize == 4:
+        return PROPTIM_F32
+    if code == b"d" and view.itemsize == 8:
+        return PROPTIM_F64
+    raise TypeError(f"buffer has format {code!r}; expected float32 or float64")
+
+
+cdef class Plan:
+    """One rule bound to the arrays it steps; the same surface as `_numpy.Plan`."""
+
+    cdef proptim_segment *segments
+    cdef Py_buffer *buffers         # PROPTIM_MAX_ARRAYS a segment; obj NULL where there is no array
+    cdef proptim_view *views        # of the gradients
+    cdef size_t *layouts            # room for shape and strides of all segments
+    cdef double *partials
+    cdef size_t n_partials
+    cdef proptim_row *rows
+    cdef Py_ssize_t count, n_rows, n_coefs
+    cdef const proptim_isa *isa
+    cdef int rule, threads
+    cdef bint auto
+    cdef size_t weights
+    cdef long trial
+    cdef double best[2]
+    cdef atomic_flag busy
+
+    def __cinit__(self, optimizer, segments, int threads, bint auto):
+        cdef Py_ssize_t i, room = 0
+        cdef int j, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE
+        cdef Py_buffer *view
+        self.isa = _isa
+        self.rule = _rule_numbers[optimizer.kernel]
+        self.n_coefs = len(optimizer.coef_names)
+        self.threads, self.auto = threads, auto
+        self.count = len(segments)
+        self.segments = <proptim_segment *>calloc(max(self.count, 1), sizeof(proptim_segment))
+        self.buffers = <Py_buffer *>calloc(max(self.count, 1) * PROPTIM_MAX_ARRAYS, sizeof(Py_buffer))
+        self.views = <proptim_view *>calloc(max(self.count, 1), sizeof(proptim_view))
+        if not self.segments or not self.buffers or not self.views:
+            raise MemoryError
+        for i, (param, *state) in enumerate(segments):
+            for j, array in enumerate((param, None, *state)):
+                if array is not None:
+                    view = &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
+                    PyObject_GetBuffer(array, view, flags)
+                    check_like(&self.buffers[i * PROPTIM_MAX_ARRAYS], view)
+            room += (1 + PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
+        self.layouts = <size_t *>malloc(max(room, 1) * sizeof(size_t))
+        if not self.layouts:
+            raise MemoryError
+        room = 0
+        for i in range(self.count):
+            view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+            self.segments[i].dtype = dtype_of(view)
+            self.segments[i].shape = self.layouts + room
+            for j in range(PROPTIM_MAX_ARRAYS):
+                self.segments[i].strides[j] = <ptrdiff_t *>self.layouts + room + (1 + j) * view.ndim
+            room += (1 + PROPTIM_MAX_ARRAYS) * view.ndim
+            self._lay_out(i)
+            self.weights += self.segments[i].size
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.buffers:
+            for i in range(self.count * PROPTIM_MAX_ARRAYS):
+                if holds(&self.buffers[i]):
+                    PyBuffer_Release(&self.buffers[i])
+        free(self.segments)
+        free(self.buffers)
+        free(self.views)
+        free(self.layouts)
+        free(self.partials)
+        free(self.rows)
+
+    cdef void _lay_out(self, Py_ssize_t i) noexcept:
+        """Set the C view of segment i from its buffers."""
+        cdef proptim_segment *s = &self.segments[i]
+        cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+        cdef int d, j
+        s.ndim = view.ndim
+        for d in range(view.ndim):
+            s.shape[d] = view.shape[d]
+        for j in range(PROPTIM_MAX_ARRAYS):
+            s.arrays[j] = view[j].buf if holds(&view[j]) else NULL
+            if holds(&view[j]):
+                for d in range(view.ndim):
+                    s.strides[j][d] = view[j].strides[d]
+        proptim_layout(s)
+
+    cdef int _claim(self) except -1:
+        if atomic_flag_test_and_set(&self.busy):
+            raise RuntimeError("this plan is being stepped by another thread; expected one thread at a time")
+        return 0
+
+    def bind(self, grads):
+        """Point every segment at its gradient of this step, or at none."""
+        cdef Py_ssize_t i, taken = 0
+        cdef Py_buffer *view
+        cdef Py_buffer *fresh
+        cdef object grad
+        if len(grads) != self.count:
+            raise ValueError(f"got {len(grads)} gradients; expected {self.count}")
+        self._claim()
+        fresh = <Py_buffer *>calloc(max(self.count, 1), sizeof(Py_buffer))
+        try:
+            if not fresh:
+                raise MemoryError
+            for i in range(self.count):  # everything is taken before anything is changed
+                grad = grads[i]
+                view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+                if grad is not None and not holds_this(&view[PROPTIM_GRADS], grad):
+                    PyObject_GetBuffer(grad, &fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
+                    check_like(view, &fresh[i])
+            for i in range(self.count):
+                grad = grads[i]
+                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+                if grad is not None and not holds(&fresh[i]):
+                    continue
+                if holds(view):
+                    PyBuffer_Release(view)
+                view[0] = fresh[i]
+                memset(&fresh[i], 0, sizeof(Py_buffer))
+                self._lay_out(i)
+            free(self.partials)
+            self.partials = NULL
+        finally:
+            if fresh:
+                for i in range(self.count):
+                    if holds(&fresh[i]):
+                        PyBuffer_Release(&fresh[i])
+            free(fresh)
+            atomic_flag_clear(&self.busy)
+
+    def assign(self, row_of):
+        """Say which row of coefficients each segment uses."""
+        cdef Py_ssize_t i
+        cdef unsigned row
+        for i in range(self.count):
+            row = row_of[i]
+            self.segments[i].row = row
+
+    cdef int _take_rows(self, rows) except -1:
+        cdef Py_ssize_t i, j
+        cdef proptim_row *row
+        if len(rows) != self.n_rows:
+            free(self.rows)
+            self.n_rows = 0
+            self.rows = <proptim_row *>calloc(max(len(rows), 1), sizeof(proptim_row))
+            if not self.rows:
+                raise MemoryError
+            self.n_rows = len(rows)
+        for i in range(self.n_rows):
+            row = &self.rows[i]
+            values = rows[i]
+            row.active = values is not None
+            if row.active:
+                if len(values) != self.n_coefs + PROPTIM_STAGES:
+                    raise ValueError(f"row has {len(values)} numbers; expected {self.n_coefs + PROPTIM_STAGES}")
+                for j in range(self.n_coefs):
+                    row.coefs[j] = values[j]
+                for j in range(PROPTIM_STAGES):
+                    row.stages[j] = values[self.n_coefs + j]
+        return 0
+
+    def step(self, rows=None):
+        """One step of every segment; without rows, with those of the last step."""
+        cdef Py_ssize_t i
+        cdef int parts
+        cdef int ran
+        cdef double begin
+        cdef proptim_parallel *run
+        self._claim()
+        try:
+            if rows is not None:
+                self._take_rows(rows)
+            for i in range(self.count):
+                if self.segments[i].row >= self.n_rows:
+                    raise ValueError(f"segment {i} uses row {self.segments[i].row}; expected one of {self.n_rows}")
+            parts = self._parts()
+            run = parallel() if parts > 1 else NULL
+            begin = now() if self.auto else 0
+            with nogil:
+                ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, parts, run)
+            if self.auto:
+                self._learn(parts, now() - begin)
+            if ran == PROPTIM_RAN_FORKED:
+                tell_forked()
+        finally:
+            atomic_flag_clear(&self.busy)
+
+    def step_one(self, Py_ssize_t index, row):
+        """One step of one segment."""
+        cdef proptim_segment one
+        cdef proptim_row numbers
+        cdef proptim_row *kept
+        cdef Py_ssize_t n_kept
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        self._claim()
+        try:
+            kept, n_kept = self.rows, self.n_rows
+            memset(&numbers, 0, sizeof(numbers))
+            self.rows, self.n_rows = &numbers, 1
+            try:
+                self._take_rows((row,))
+            finally:
+                self.rows, self.n_rows = kept, n_kept
+            one = self.segments[index]
+            one.row = 0
+            with nogil:
+                proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
+        finally:
+            atomic_flag_clear(&self.busy)
+
+    def reduce(self, Py_ssize_t only=-1):
+        """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
+        cdef Py_ssize_t i, bound = 0
+        cdef size_t needed
+        cdef Py_buffer *view
+        cdef int finite = 1
+        cdef double squares
+        self._claim()
+        try:
+            for i in range(self.count):
+                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+                if holds(view) and (only < 0 or i == only):
+                    fill_view(&self.views[bound], view)
+                    bound += 1
+            needed = proptim_reduce_partials(self.views, bound)
+            if self.partials is NULL or needed > self.n_partials:
+                free(self.partials)
+                self.partials = <double *>malloc(max(needed, 1) * sizeof(double))
+                self.n_partials = needed
+                if not self.partials:
+                    raise MemoryError
+            with nogil:
+                squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite)
+            return squares, bool(finite)
+        finally:
+            atomic_flag_clear(&self.busy)
+
+    # threads="auto": every LOOK_AGAIN steps, TRIALS steps run serially and in parallel in turn, and the kind with the
+    # faster best step is kept.
+
+    cdef int _parts(self) noexcept:
+        if not self.auto or self.threads == 1:
+            return self.threads
+        if self.weights < AUTO_WEIGHTS:
+            return 1
+        if self.trial < TRIALS:
+            return self.threads if self.trial % 2 else 1
+        return self.threads if self.best[1] < self.best[0] else 1
+
+    cdef void _learn(self, int parts, double seconds) noexcept:
+        cdef int kind = parts > 1
+        if self.trial < 2 or (self.trial < TRIALS and seconds < self.best[kind]):
+            self.best[kind] = seconds
+        self.trial += 1
+        if self.trial == LOOK_AGAIN:
+            self.trial = 0
+
+
+cdef void fill_view(proptim_view *view, Py_buffer *buffer):
+    view.data = buffer.buf
+    view.dtype = PROPTIM_F32 if buffer.itemsize == 4 else PROPTIM_F64
+    view.ndim = buffer.ndim
+    view.shape = <const ptrdiff_t *>buffer.shape
+    view.strides = <const ptrdiff_t *>buffer.strides
+
+
+cdef int check_like(Py_buffer *param, Py_buffer *view) except -1:
+    """What the caller has checked in words already, again where memory depends on it."""
+    cdef int d
+    if dtype_of(view) != dtype_of(param) or view.ndim != param.ndim:
+        raise TypeError("arrays of one segment differ in dtype or dimensions")
+    for d in range(param.ndim):
+        if view.shape[d] != param.shape[d]:
+            raise ValueError("arrays of one segment differ in shape")
+    return 0
+
+
+def sum_of_squares(arrays):
+    """Sum of squares of real arrays, and whether all elements are finite."""
+    cdef Py_ssize_t i, count = len(arrays), held = 0
+    cdef Py_buffer *buffers = <Py_buffer *>calloc(max(count, 1), sizeof(Py_buffer))
+    cdef proptim_view *views = <proptim_view *>calloc(max(count, 1), sizeof(proptim_view))
+    cdef double *partials = NULL
+    cdef double squares
+    cdef int finite = 1
+    try:
+        if not buffers or not views:
+            raise MemoryError
+        for i in range(count):
+            PyObject_GetBuffer(arrays[i], &buffers[i], PyBUF_STRIDES | PyBUF_FORMAT)
+            held += 1
+            dtype_of(&buffers[i])
+            fill_view(&views[i], &buffers[i])
+        partials = <double *>malloc((proptim_reduce_partials(views, count) + 1) * sizeof(double))
+        if not partials:
+            raise MemoryError
+        with nogil:
+            squares = proptim_reduce(_isa, views, count, partials, &finite)
+        return squares, bool(finite)
+    finally:
+        for i in range(held):
+            PyBuffer_Release(&buffers[i])
+        free(buffers)
+        free(views)
+        free(partials)
+
+
+cdef int tell_forked() except -1:
+    global _told_forked
+    if not _told_forked:
+        _told_forked = True
+        warnings.warn("proptim steps on one thread in this process: it was forked after threads had been used; start "
+                      "workers with the 'spawn' method to have threads in them", RuntimeWarning, stacklevel=3)
+    return 0

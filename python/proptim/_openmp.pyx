@@ -1,0 +1,12 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The parallel path on OpenMP, as a capsule; a module of its own, so that a process without threads has no OpenMP."""
+
+from cpython.pycapsule cimport PyCapsule_New
+
+from proptim._core cimport proptim_ran, proptim_task
+
+
+cdef extern from "parallel_openmp.h" nogil:
+    proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts)
+
+parallel = PyCapsule_New(<void *>proptim_parallel_openmp, b"proptim_parallel", NULL)

@@ -1,0 +1,145 @@
+"""`proptim selftest`: every instruction set and backend that runs here against the NumPy text, bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+import proptim
+from proptim import _backend
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {},
+        {"momentum": 0.9, "dampening": 0.1},
+        {"momentum": 0.9, "nesterov": True},
+    ],
+    "rprop": [
+        {"lr": 0.1, "variant": "rprop-"},
+        {"lr": 0.1, "variant": "irprop-", "step_sizes": (0.05, 0.2)},
+        {"lr": 0.1, "variant": "rprop+"},
+        {"lr": 0.1, "variant": "irprop+"},
+    ],
+    "rmsprop": [
+        {},
+        {"momentum": 0.9, "nesterov": True, "lr_in_momentum": True},
+        {"centered": True, "eps_inside_sqrt": True, "bias_correction": True},
+        {"centered": True, "momentum": 0.5, "initial_square_avg": 1.0},
+    ],
+    "adagrad": [{}, {"lr_decay": 0.1, "eps_inside_sqrt": True, "initial_accumulator_value": 0.1}],
+    "adadelta": [{}],
+    "adam": [{}, {"amsgrad": True}, {"eps_hat": True}],
+    "adamw": [{}, {"amsgrad": True}],
+    "nadam": [{}],
+    "lion": [{}, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
+}
+"""Option sets that between them reach every branch of every rule."""
+
+STAGES: list[dict[str, Any]] = [
+    {},
+    {
+        "weight_decay": 0.1,
+        "clip_value": 0.7,
+        "clip_norm": 1.0,
+        "grad_scale": 0.5,
+        "maximize": True,
+        "zero_grads": True,
+        "flush_denormals": True,
+    },
+]
+"""No stage, and all of them."""
+
+# Around one vector of every width (up to 16), one unit of a share (64), one block of the pipeline (1024).
+SIZES = (0, 1, 3, 4, 5, 8, 15, 16, 17, 31, 33, 63, 65, 1023, 1025, 4099)
+STEPS = 4
+SPECIAL = (0.0, -0.0, 1e-30, -1e-41, 1e30)
+"""Gradients that a careless kernel gets wrong: zeros of both signs, tiny, subnormal, large."""
+
+
+@contextmanager
+def isa(name: str) -> Iterator[None]:
+    """Have plans made inside use one instruction set."""
+    before = _backend.isa()
+    _backend._core.use_isa(name)
+    try:
+        yield
+    finally:
+        _backend._core.use_isa(before)
+
+
+def gradient(rng: np.random.Generator, size: int, dtype: type) -> Any:
+    """Normal gradients with the special ones sprinkled in."""
+    grad = rng.standard_normal(size).astype(dtype)
+    for i, value in enumerate(SPECIAL):
+        grad[i::19] = value
+    return grad
+
+
+def run_case(name: str, options: dict[str, Any], size: int, dtype: type, **where: Any) -> list[bytes]:
+    """The bytes of parameters, gradients and state after a few steps of one case."""
+    rng = np.random.default_rng(size)
+    params = [rng.standard_normal(size).astype(dtype), rng.standard_normal(7).astype(dtype)]
+    opt = proptim.OPTIMIZERS[name](params, **options, **where)  # type: ignore[call-arg]
+    grads: list[Any] = []
+    for loss in (3.0, 2.0, 2.5, 1.0)[:STEPS]:
+        grads = [gradient(rng, p.size, dtype) for p in params]
+        opt.step(grads, loss=loss)
+    return [a.tobytes() for a in (*params, *grads, *(a for p in opt._parameters for a in p.state.values()))]
+
+
+def contestants() -> dict[str, tuple[str, str | None]]:
+    """Label -> (backend, instruction set) of everything that runs here, but for the oracle."""
+    found: dict[str, tuple[str, str | None]] = {f"c {name}": ("c", name) for name in _backend.available_isas()}
+    if not _backend.available_backends()["numba"]:
+        found["numba"] = ("numba", None)
+    return found
+
+
+def add_parser(commands: Any) -> None:
+    """Declare `proptim selftest`."""
+    parser = commands.add_parser("selftest", help="check that every backend here gives the same bits")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run all cases on all contestants; exit code 1 if any differs."""
+    cases = [
+        (name, {**options, **stage}, size, dtype)
+        for name in proptim.OPTIMIZERS
+        for options in OPTIONS[name]
+        for stage in STAGES
+        for size in SIZES
+        for dtype in (np.float32, np.float64)
+    ]
+    expected = [run_case(*case, backend="numpy") for case in cases]
+    results = []
+    for label, (backend, instructions) in contestants().items():
+        begin = time.perf_counter()
+        with isa(instructions) if instructions else warnings.catch_warnings():
+            different = [
+                case
+                for case, bits in zip(cases, expected, strict=True)
+                if run_case(*case, backend=backend, threads=3 if backend == "c" else 1) != bits
+            ]
+        seconds = time.perf_counter() - begin
+        results.append({"name": label, "cases": len(cases), "different": len(different), "seconds": seconds})
+        if not args.json:
+            verdict = "the same bits as numpy" if not different else f"{len(different)} DIFFER from numpy"
+            print(f"{label:10} {len(cases)} cases  {verdict}  ({seconds:.1f} s)")
+            for name, options, size, dtype in different[:5]:
+                print(f"    {name} {options} size={size} {dtype.__name__}")
+    missing = {k: v for k, v in _backend.available_backends().items() if v}
+    if args.json:
+        print(json.dumps({"results": results, "not run": missing}))
+    else:
+        for backend, reason in missing.items():
+            print(f"{backend:10} not run: {reason}")
+    return int(any(r["different"] for r in results))
