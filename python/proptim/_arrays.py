@@ -154,3 +154,11 @@ def check_disjoint(arrays: Iterable[tuple[str, Array]], others: Sequence[tuple[s
                     f"{label} and {other_label} share memory; expected separate memory: pass a copy of one"
                 )
         open_ranges.append(item)
+
+
+def select(condition: Any, x: Any, y: Any) -> Any:
+    """`x` where the condition holds, `y` elsewhere: the word that the rules use, over arrays here.
+
+    `_numba` gives it a meaning for scalars, where Numba's own numpy.where would make 0-d arrays.
+    """
+    return np.where(condition, x, y)

@@ -11,10 +11,11 @@ from functools import cache
 from typing import Any
 
 import numba
+import numba.extending
 import numpy as np
 
 from proptim import _numpy
-from proptim._arrays import Array
+from proptim._arrays import Array, select
 
 
 class Plan(_numpy.Plan):
@@ -27,6 +28,11 @@ class Plan(_numpy.Plan):
         for array, stepped in zip((param, *state), (flat[0], *flat[2:]), strict=True):
             if array is not None and stepped is not None and not np.may_share_memory(array, stepped):
                 array[...] = stepped.reshape(array.shape)  # ascontiguousarray had to copy
+
+
+@numba.extending.overload(select, strict=False)  # type: ignore[untyped-decorator]
+def _select(condition: Any, x: Any, y: Any) -> Callable[..., Any]:
+    return lambda condition, x, y: x if condition else y
 
 
 @numba.njit  # type: ignore[untyped-decorator]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from proptim._arrays import select
+
 NEUTRAL = {"decay": 1.0, "scale": 1.0, "clip": math.inf, "l2": 0.0, "zero": 0.0, "flush": 0.0}
 """Name -> coefficient at which the stage does nothing, in the order of `stages.def`."""
 
@@ -26,7 +28,7 @@ def scale(grad: Any, factor: Any) -> Any:
 
 def clip(grad: Any, bound: Any) -> Any:
     """Clip to [-bound, bound]; NaN compares false and so stays NaN."""
-    return np.where(grad > bound, bound, np.where(grad < -bound, -bound, grad))
+    return select(grad > bound, bound, select(grad < -bound, -bound, grad))
 
 
 def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
@@ -36,4 +38,4 @@ def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
 
 def flush(state: Any, smallest_normal: Any) -> Any:
     """Set subnormal numbers to zero."""
-    return np.where(np.abs(state) < smallest_normal, state.dtype.type(0), state)
+    return select(np.abs(state) < smallest_normal, state.dtype.type(0), state)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proptim._arrays import select
 from proptim._parameters import Clock, Schedulable, Values, check_number
 from proptim.optimizer import Optimizer, Options
 
@@ -86,7 +87,7 @@ class Adam(Optimizer):
         exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
         square = exp_avg_sq
         if max_exp_avg_sq is not None:
-            max_exp_avg_sq = np.where(max_exp_avg_sq > square, max_exp_avg_sq, square)
+            max_exp_avg_sq = select(max_exp_avg_sq > square, max_exp_avg_sq, square)
             square = max_exp_avg_sq
         step = exp_avg / (np.sqrt(square) * root_correction + eps)
         return param - step_size * step, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proptim._arrays import select
 from proptim._parameters import Clock, Schedulable, Values, check_number
 from proptim.adam import check_betas
 from proptim.optimizer import Optimizer, Options
@@ -71,7 +72,7 @@ class Lion(Optimizer):
     ) -> tuple[Any, ...]:
         update = beta1 * exp_avg + one_minus_beta1 * grad
         still = np.abs(update)  # +0 leaves even the sign of a zero alone; NaN goes on
-        param = param - np.where(update < 0, -lr, np.where(update > 0, lr, still))
+        param = param - select(update < 0, -lr, select(update > 0, lr, still))
         return param, beta2 * exp_avg + one_minus_beta2 * grad
 
     def __init__(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proptim._arrays import select
 from proptim._parameters import Clock, Schedulable, Values, check_number
 from proptim.optimizer import Optimizer, Options
 
@@ -108,7 +109,7 @@ class RMSprop(Optimizer):
             grad_avg = alpha * grad_avg + one_minus_alpha * grad
             mean = grad_avg * correction
             variance = variance - mean * mean
-            variance = np.where(variance < 0, mean - mean, variance)  # a zero of the right dtype
+            variance = select(variance < 0, mean - mean, variance)  # a zero of the right dtype
         step = grad / (np.sqrt(variance + eps_inside) + eps)
         if momentum_buffer is None:
             step = lr * step

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proptim._arrays import Array, real_view
+from proptim._arrays import Array, real_view, select
 from proptim._parameters import Clock, Values, check_number
 from proptim.optimizer import Optimizer, Options
 
@@ -121,17 +121,18 @@ class Rprop(Optimizer):
     ) -> tuple[Any, ...]:
         word = np.abs(step_word)
         known = word < remembered
-        old = np.where(known, word, word * unforget)
-        turned = np.where(step_word < 0, -grad, grad)  # > 0: the signs agree, < 0: they differ
-        same, flip = known & (turned > 0), known & (turned < 0)
-        size = np.where(same, np.minimum(old * eta_plus, step_max), old)
-        size = np.where(flip, np.maximum(old * eta_minus, step_min), size)
-        length = np.where(flip, move * size + take_back * old, size)
-        up, down = grad < 0, grad > 0
-        still = np.abs(grad)  # +0 leaves even the sign of a zero alone; NaN goes on
-        param = param - np.where(up, -length, np.where(down, length, still))
-        lost = (flip & (remember == 0)) | ~(up | down)
-        return param, np.where(lost, size * forget, np.where(up, -size, size))
+        old = select(known, word, word * unforget)
+        turned = select(known, select(step_word < 0, -grad, grad), move - move)  # > 0: signs agree, < 0: they differ
+        flip = turned < 0
+        size = select(turned > 0, np.minimum(old * eta_plus, step_max), old)
+        size = select(flip, np.maximum(size * eta_minus, step_min), size)
+        length = select(flip, move * size + take_back * old, size)
+        still = np.abs(grad)  # +0 leaves even the sign of a zero parameter alone; NaN goes on
+        moves = still > 0
+        param = param - select(moves, select(grad < 0, -length, length), still)
+        lost = size * forget
+        kept = select(moves, select(grad < 0, -size, size), lost)
+        return param, kept if remember else select(flip, lost, kept)
 
     def __init__(
         self,

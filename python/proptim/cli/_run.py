@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from time import perf_counter
@@ -16,7 +16,7 @@ from proptim import checkpoint
 from proptim.cli._digits import Perceptron, Samples
 
 # The published learning rates do well here. SGD has none: its rate always belongs to the task.
-OPTIMIZERS: dict[str, tuple[type[proptim.Optimizer], dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[Callable[..., proptim.Optimizer], dict[str, Any]]] = {
     "sgd": (proptim.SGD, {"lr": 0.1}),
     "rprop-": (proptim.Rprop, {"variant": "rprop-"}),
     "irprop-": (proptim.Rprop, {"variant": "irprop-"}),
@@ -83,9 +83,7 @@ def build(
     rule, options = OPTIMIZERS[run.name]
     if run.lr is not None:
         options = {**options, "lr": run.lr}
-    optimizer = rule(
-        network.params, grads=network.grads, backend=backend, threads=threads or "auto", **options
-    )
+    optimizer = rule(network.params, grads=network.grads, backend=backend, threads=threads or "auto", **options)
     run.lr = optimizer.lr
     return network, optimizer
 
@@ -123,17 +121,17 @@ def load(path: str) -> tuple[Run, dict[str, Any]]:
     """What `save` wrote; ValueError for anything else."""
     try:
         saved = checkpoint.read(path)
+        if "run" not in saved:
+            raise ValueError("it holds an optimizer and no run")
         run = Run(**saved.pop("run"))
         shapes = [shape for sizes in pairwise(run.sizes) for shape in (sizes, sizes[1:])]
-        if (
-            run.name not in OPTIMIZERS
-            or [saved["state"][i]["param"].shape for i in range(len(shapes))] != shapes
-        ):
+        if run.name not in OPTIMIZERS or [saved["state"][i]["param"].shape for i in range(len(shapes))] != shapes:
             raise ValueError(f"not {run.name} with layers of {run.sizes}")
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file leads zipfile, zlib, NumPy or this function to raise
-        raise ValueError(f"{path} cannot be resumed ({error}); expected a file that --save wrote") from error
+        reason = error.__cause__ or error
+        raise ValueError(f"{path} cannot be resumed ({reason}); expected a file that --save wrote") from error
     return run, saved
 
 
