@@ -18,8 +18,7 @@ from proptim.rprop import Rprop
 from proptim.sgd import SGD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.__name__.lower(): cls
-    for cls in (SGD, Rprop, RMSprop, Adagrad, Adadelta, Adam, AdamW, NAdam, Lion)
+    cls.__name__.lower(): cls for cls in (SGD, Rprop, RMSprop, Adagrad, Adadelta, Adam, AdamW, NAdam, Lion)
 }
 """Every optimizer by name: what the tests, the command line and the benchmarks go through."""
 

@@ -37,9 +37,7 @@ def as_array(given: Any, label: str) -> Array:
     elif type(given).__module__.partition(".")[0] == "torch":
         array = _from_torch(given, label)
     elif hasattr(given, "__dlpack_device__") and given.__dlpack_device__()[0] != 1:  # 1 is kDLCPU
-        raise TypeError(
-            f"{label} is on {_device(given)}; expected an array in CPU memory: copy it to the CPU first"
-        )
+        raise TypeError(f"{label} is on {_device(given)}; expected an array in CPU memory: copy it to the CPU first")
     else:
         array = _from_exporter(given, label)
     if array.dtype.name not in SUPPORTED or not array.dtype.isnative:
@@ -131,7 +129,7 @@ def check_writable(array: Array, label: str) -> None:
 def share_memory(a: Array, b: Array) -> bool:
     """Whether two arrays have a byte in common; "too hard to say" counts as yes."""
     try:
-        return np.shares_memory(a, b, max_work=MAX_OVERLAP_WORK)
+        return np.shares_memory(a, b, max_work=MAX_OVERLAP_WORK)  # type: ignore[arg-type]
     except RuntimeError:  # numpy.exceptions.TooHardError
         return True
 

@@ -15,7 +15,7 @@ BACKENDS = ("c", "numba", "numpy")
 """Best first."""
 
 try:
-    import proptim._core as _core
+    import proptim._core as core
 
     missing_core = ""
 except ModuleNotFoundError as error:
@@ -72,7 +72,7 @@ def plan_type(name: str) -> Callable[..., Any]:
     if name == "c":
         if missing_core:
             raise ImportError(f"backend 'c' was asked for, but {missing_core}; expected 'numba' or 'numpy'")
-        return _core.Plan
+        return core.Plan
     if name == "numba":
         from proptim._numba import Plan as NumbaPlan
 
@@ -83,18 +83,18 @@ def plan_type(name: str) -> Callable[..., Any]:
 def sum_of_squares(grads: list[Array]) -> tuple[float, bool]:
     """Sum of squares of real arrays and whether all are finite, by the backend in use."""
     if backend() == "c":
-        return _core.sum_of_squares(grads)
+        return core.sum_of_squares(grads)
     return _numpy.sum_of_squares(grads)
 
 
 def isa() -> str:
     """The instruction set of the compiled kernels in use: PROPTIM_ISA, or the best that this CPU runs."""
-    return "" if missing_core else _core.isa()
+    return "" if missing_core else core.isa()
 
 
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this build has and this CPU runs, best first."""
-    return () if missing_core else _core.available_isas()
+    return () if missing_core else core.available_isas()
 
 
 def _positive(value: str | int, label: str) -> int:
@@ -138,4 +138,4 @@ get_num_threads()  # an unusable PROPTIM_NUM_THREADS is told at import, like the
 
 def parallel_status() -> str:
     """Whether the parallel path can be used, and why not."""
-    return missing_core or _core.parallel_status()
+    return missing_core or core.parallel_status()

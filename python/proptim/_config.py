@@ -34,7 +34,11 @@ def config() -> dict[str, Any]:
     """Versions, backend, instruction set and why, threads, compiler, CPU."""
     reasons = _backend.available_backends()
     forced_isa = os.environ.get("PROPTIM_ISA")
-    build = {} if _backend.missing_core else dict(_backend._core.build_info())
+    build: dict[str, str] = {}
+    if not _backend.missing_core:
+        from proptim import _core
+
+        build = _core.build_info()
     return {
         "proptim": __version__,
         "python": sys.version.split()[0],

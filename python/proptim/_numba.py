@@ -30,17 +30,17 @@ class Plan(_numpy.Plan):
                 array[...] = stepped.reshape(array.shape)  # ascontiguousarray had to copy
 
 
-@numba.extending.overload(select, strict=False)  # type: ignore[untyped-decorator]
+@numba.extending.overload(select, strict=False)
 def _select(condition: Any, x: Any, y: Any) -> Callable[..., Any]:
     return lambda condition, x, y: x if condition else y
 
 
-@numba.njit  # type: ignore[untyped-decorator]
+@numba.njit
 def _get(array: Any, i: int) -> Any:
     return None if array is None else array[i]
 
 
-@numba.njit  # type: ignore[untyped-decorator]
+@numba.njit
 def _put(array: Any, i: int, value: Any) -> None:
     if array is not None:
         array[i] = value

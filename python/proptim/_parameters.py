@@ -50,9 +50,7 @@ class Parameter:
                 "convert it with .astype"
             )
         if array.shape != self.array.shape:
-            raise ValueError(
-                f"{label} has shape {array.shape}; expected {self.array.shape}, the shape of {self.label}"
-            )
+            raise ValueError(f"{label} has shape {array.shape}; expected {self.array.shape}, the shape of {self.label}")
 
 
 class Group(UserDict[str, Any]):
@@ -120,7 +118,7 @@ def parse_groups(params: Any) -> list[dict[str, Any]]:
     if isinstance(params, Mapping):
         if "params" in params and not is_array(params["params"]):
             raise TypeError("params is one group; expected a sequence of groups: put it into a list")
-        items = [{"params": params}] if params else []
+        items: list[Any] = [{"params": params}] if params else []
     elif isinstance(params, Iterable):
         given = list(params)
         grouped = [isinstance(g, Mapping) for g in given]
@@ -142,7 +140,7 @@ def parse_parameters(group: Group, others: list[Parameter], start: Clock) -> lis
     else:
         items = [(None, array) for array in ([given] if is_array(given) else given)]
     names = {p.name for p in others}
-    fresh = []
+    fresh: list[Parameter] = []
     for name, array in items:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"parameter name {name!r} is {type(name).__name__}; expected a string")
@@ -179,10 +177,10 @@ def match_gradients(grads: Any, parameters: list[Parameter], groups: list[Group]
 
 def _match(grads: Any, members: list[Parameter], label: str) -> list[Any]:
     if not isinstance(grads, Mapping):
-        grads = list(grads)
-        if len(grads) != len(members):
-            raise ValueError(f"{label} has {len(grads)} arrays; expected {len(members)}, one per parameter")
-        return grads
+        given = list(grads)
+        if len(given) != len(members):
+            raise ValueError(f"{label} has {len(given)} arrays; expected {len(members)}, one per parameter")
+        return given
     names = [p.name for p in members]
     for key in grads:
         if key not in names:
@@ -193,9 +191,7 @@ def _match(grads: Any, members: list[Parameter], label: str) -> list[Any]:
     return [grads[name] for name in names]
 
 
-def check_gradients(
-    fresh: list[tuple[Parameter, Array]], parameters: list[Parameter], writable: bool
-) -> None:
+def check_gradients(fresh: list[tuple[Parameter, Array]], parameters: list[Parameter], writable: bool) -> None:
     """Raise unless the new gradients fit their parameters and share no memory with what a step writes."""
     for p, grad in fresh:
         p.check_like(grad, p.grad_label)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Adagrad(Optimizer):
     r"""Adagrad: every weight divides by its whole past, so all steps shrink for ever.
 
-    .. math:: S \leftarrow S + g^2, \qquad p \leftarrow p - \frac{\eta}{1 + (t-1)\,\lambda} \frac{g}{\sqrt{S} + \epsilon}
+    .. math:: S \leftarrow S + g^2, \qquad
+              p \leftarrow p - \frac{\eta}{1 + (t-1)\,\lambda} \frac{g}{\sqrt{S} + \epsilon}
 
     Parameters
     ----------

@@ -150,7 +150,7 @@ class AdamW(Adam):
     .. [1] Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    def __init__(
+    def __init__(  # type: ignore[misc]  # weight_decay has a place of its own here, as in torch
         self,
         params: Any,
         lr: Schedulable = 1e-3,

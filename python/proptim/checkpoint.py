@@ -49,7 +49,7 @@ def dump(optimizer: Optimizer) -> dict[str, Any]:
 
 def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`: everything is checked before anything is taken over."""
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+    if not hasattr(saved, "keys") or not {"state", "param_groups"} <= saved.keys():
         raise ValueError('state_dict has no "state" and "param_groups"; expected what state_dict() returned')
     if len(saved["param_groups"]) != len(optimizer.param_groups):
         raise ValueError(
@@ -104,13 +104,11 @@ def _restore_state(
             array = as_array(value, f"{name!r} in {label}")
             if array.shape != p.array.shape:
                 raise ValueError(
-                    f"{name!r} in {label} has shape {array.shape}; expected {p.array.shape}, the shape of "
-                    f"{p.label}"
+                    f"{name!r} in {label} has shape {array.shape}; expected {p.array.shape}, the shape of {p.label}"
                 )
             if not np.can_cast(array.dtype, p.array.dtype):
                 raise TypeError(
-                    f"{name!r} in {label} is {array.dtype.name}; expected {p.array.dtype.name}, the dtype of "
-                    f"{p.label}"
+                    f"{name!r} in {label} is {array.dtype.name}; expected {p.array.dtype.name}, the dtype of {p.label}"
                 )
             shown[name] = np.empty_like(p.array, subok=False)
             shown[name][...] = array
@@ -149,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     """Write a state_dict to an .npz file: to a temporary name, synced, then renamed over `path`."""
-    arrays = {}
+    arrays: dict[str, Array] = {}
     counts: dict[str, dict[str, Any]] = {}
     for key, entry in saved["state"].items():
         counts[str(key)] = {k: v for k, v in entry.items() if not isinstance(v, np.ndarray)}

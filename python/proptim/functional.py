@@ -78,7 +78,7 @@ class OneShot:
 
     def init(self, param: Any, **hyper: Any) -> dict[str, Array]:
         """The state arrays of this rule before the first step, by name."""
-        opt = self.optimizer([as_array(param, "param").copy()], **hyper)  # type: ignore[call-arg]
+        opt = self.optimizer([as_array(param, "param").copy()], **hyper)
         return opt._parameters[0].state
 
     def __call__(
@@ -124,7 +124,9 @@ class OneShot:
         check_disjoint(list(arrays.items()), [("grad", gradient)])
         row, _ = rule.row(group, self._clock(h, step, clock), loss, grad_scale, zero_grads, flush_denormals)
         segment = [real_view(p.array), *(real_view(arrays[n]) if n in arrays else None for n in rule.states)]
-        plan = _backend.plan_type(backend or _backend.backend())(rule, [tuple(segment)], *_backend.thread_count(threads))
+        plan = _backend.plan_type(backend or _backend.backend())(
+            rule, [tuple(segment)], *_backend.thread_count(threads)
+        )
         plan.bind([real_view(gradient)])
         plan.step([row])
 
@@ -204,8 +206,9 @@ def flatten(params: Iterable[Any]) -> tuple[Array, list[Array]]: ...
 def flatten(params: Any) -> tuple[Array, Any]:
     """Copy arrays into one aligned buffer; return it and views of it in the original shapes.
 
-    Stepping the buffer steps all of them in one kernel call, and collectives want one buffer too. `params`: a sequence
-    or dict of arrays of one dtype. Raises TypeError for mixed dtypes or what is no supported array, ValueError for none.
+    Stepping the buffer steps all of them in one kernel call, and collectives want one buffer too. `params`: a
+    sequence or dict of arrays of one dtype. Raises TypeError for mixed dtypes or what is no supported array, ValueError
+    for no array at all.
 
     >>> import numpy as np, proptim
     >>> flat, (w, b) = proptim.flatten([np.ones((2, 3)), np.zeros(3)])
@@ -217,7 +220,7 @@ def flatten(params: Any) -> tuple[Array, Any]:
     if is_array(params) or not isinstance(params, Iterable):
         raise TypeError(f"params is {type(params).__name__}; expected a sequence or dict of arrays")
     named = isinstance(params, Mapping)
-    items = list(params.items()) if named else list(enumerate(params))
+    items = list(params.items() if isinstance(params, Mapping) else enumerate(params))
     arrays = [as_array(a, f"params[{key!r}]") for key, a in items]
     if not arrays:
         raise ValueError("params is empty; expected at least one array")

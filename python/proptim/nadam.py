@@ -57,8 +57,8 @@ class NAdam(Optimizer):
 
     Notes
     -----
-    torch.optim.NAdam keeps the product c in float32, so that agreement ends near 1e-7; here it is a float64. optax.nadam
-    has the simpler look-ahead without the schedule of :math:`\mu`.
+    torch.optim.NAdam keeps the product c in float32, so that agreement ends near 1e-7; here it is a float64.
+    optax.nadam has the simpler look-ahead without the schedule of :math:`\mu`.
 
     References
     ----------

@@ -180,9 +180,7 @@ class Optimizer:
 
     def _check_options(self) -> None:
         if self.nonfinite not in ("propagate", "skip", "raise"):
-            raise ValueError(
-                f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')"
-            )
+            raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
         if self.max_skips is not None:
             check_number("max_skips value", self.max_skips)
         self._limits()
@@ -202,9 +200,7 @@ class Optimizer:
             raise ValueError(f'a parameter group has only {sorted(given)}; expected the key "params" too')
         for key in given:
             if key != "params" and key not in self.defaults:
-                raise ValueError(
-                    f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.defaults))}"
-                )
+                raise ValueError(f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.defaults))}")
         group = Group({**self.defaults, **given}, self.fixed)
         fresh = parse_parameters(group, self._parameters, tuple(self.clock_start.values()))
         self.settled(group, self.steps)
@@ -363,7 +359,7 @@ class Optimizer:
         for group in self.param_groups:
             if group.values_now is None:
                 self.settled(group, self.steps)
-                grown |= any([self._grow(p) for p in self._parameters if p.group is group])
+                grown |= any([self._grow(p) for p in self._parameters if p.group is group])  # noqa: C419 - grow all
             elif group.scheduled:
                 self.settled(group, self.steps)
         if grown:
@@ -388,9 +384,7 @@ class Optimizer:
 
     def _refuse(self, parameters: list[Parameter]) -> None:
         """Skip this step or raise, because a gradient is not finite."""
-        p, grad = next(
-            (p, p.grad) for p in parameters if p.grad is not None and not np.isfinite(p.grad).all()
-        )
+        p, grad = next((p, p.grad) for p in parameters if p.grad is not None and not np.isfinite(p.grad).all())
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(grad))[0])
         message = f"{p.grad_label} is {grad[index]} at index {index}; expected finite gradients"
         if self.nonfinite == "raise":
@@ -413,7 +407,7 @@ class Optimizer:
         assert h is not None
         if cls.needs_loss(h):
             if loss is None:
-                raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss at these gradients)")
+                raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
             loss = -float(loss) if h["maximize"] else float(loss)
         coefs, after = cls.advance(h, clock, loss)
         decoupled, clip = h["decoupled_weight_decay"], h["clip_value"]

@@ -31,7 +31,7 @@ SMALLEST, LARGEST = 2.0**-50, 2.0**37
 
 
 class Rprop(Optimizer):
-    r"""Rprop in all four variants: step sizes that grow while the sign of the gradient stays and shrink when it changes.
+    r"""Rprop in all four variants: step sizes grow while the sign of the gradient stays, shrink when it changes.
 
     With :math:`s` the product of the signs of the last two gradients,
 

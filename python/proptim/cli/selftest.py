@@ -66,17 +66,19 @@ SPECIAL = (0.0, -0.0, 1e-30, -1e-41, 1e30)
 @contextmanager
 def isa(name: str) -> Iterator[None]:
     """Have plans made inside use one instruction set."""
-    before = _backend.isa()
-    _backend._core.use_isa(name)
+    from proptim import _core
+
+    before = _core.isa()
+    _core.use_isa(name)
     try:
         yield
     finally:
-        _backend._core.use_isa(before)
+        _core.use_isa(before)
 
 
 def gradient(rng: np.random.Generator, size: int, dtype: type) -> Any:
     """Normal gradients with the special ones sprinkled in."""
-    grad = rng.standard_normal(size).astype(dtype)
+    grad: Any = rng.standard_normal(size).astype(dtype)
     for i, value in enumerate(SPECIAL):
         grad[i::19] = value
     return grad
@@ -85,8 +87,8 @@ def gradient(rng: np.random.Generator, size: int, dtype: type) -> Any:
 def run_case(name: str, options: dict[str, Any], size: int, dtype: type, **where: Any) -> list[bytes]:
     """The bytes of parameters, gradients and state after a few steps of one case."""
     rng = np.random.default_rng(size)
-    params = [rng.standard_normal(size).astype(dtype), rng.standard_normal(7).astype(dtype)]
-    opt = proptim.OPTIMIZERS[name](params, **options, **where)  # type: ignore[call-arg]
+    params: list[Any] = [rng.standard_normal(size).astype(dtype), rng.standard_normal(7).astype(dtype)]
+    opt = proptim.OPTIMIZERS[name](params, **options, **where)
     grads: list[Any] = []
     for loss in (3.0, 2.0, 2.5, 1.0)[:STEPS]:
         grads = [gradient(rng, p.size, dtype) for p in params]
