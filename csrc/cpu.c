@@ -30,13 +30,13 @@ static unsigned xcr0(void)
 enum { EAX, EBX, ECX, EDX };
 
 /* Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2A, CPUID; volume 1, 13.3 for XCR0. */
-#define OSXSAVE       (1u << 27) /* leaf 1, ECX */
-#define AVX           (1u << 28) /* leaf 1, ECX */
-#define AVX2          (1u << 5)  /* leaf 7, EBX */
-#define AVX512F       (1u << 16) /* leaf 7, EBX */
-#define AVX512DQ      (1u << 17) /* leaf 7, EBX: logic on packed floats */
-#define XCR0_AVX      0x06u      /* XMM and YMM state */
-#define XCR0_AVX512   0xE6u      /* and opmask, upper ZMM, ZMM16-31 */
+#define OSXSAVE     (1u << 27) /* leaf 1, ECX */
+#define AVX         (1u << 28) /* leaf 1, ECX */
+#define AVX2        (1u << 5)  /* leaf 7, EBX */
+#define AVX512F     (1u << 16) /* leaf 7, EBX */
+#define AVX512DQ    (1u << 17) /* leaf 7, EBX: logic on packed floats */
+#define XCR0_AVX    0x06u      /* XMM and YMM state */
+#define XCR0_AVX512 0xE6u      /* and opmask, upper ZMM, ZMM16-31 */
 
 static int has(unsigned leaf7_ebx, unsigned state)
 {
@@ -56,7 +56,7 @@ int proptim_cpu_avx512(void) { return has(AVX2 | AVX512F | AVX512DQ, XCR0_AVX512
 
 /*
  * On the first Intel generations with AVX-512 a few 512-bit instructions lower the clock of everything around them, and
- * their divider is no faster: AVX2 is the better choice there.  (libdeflate, lib/x86/cpu_features.c, has the same list.)
+ * their divider is no faster: AVX2 is the better choice there.  libdeflate (lib/x86/cpu_features.c) has the same list.
  */
 int proptim_cpu_likes_avx512(void)
 {

@@ -23,7 +23,7 @@ static const struct choice {
 
 enum { CHOICES = sizeof choices / sizeof *choices };
 
-const proptim_isa *proptim_isa_at(int index) { return index < CHOICES ? choices[index].isa : NULL; }
+const proptim_isa *proptim_isa_at(int index) { return index >= 0 && index < CHOICES ? choices[index].isa : NULL; }
 
 const char *proptim_isa_name(const proptim_isa *isa) { return isa->name; }
 

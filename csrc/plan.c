@@ -1,6 +1,8 @@
 /*
  * plan.c - one step: segments -> shares of threads -> blocks -> pipeline.  Knows stages, but no rule by name.
  */
+#include <math.h>
+
 #include "fpenv.h"
 #include "isa.h"
 #include "strided.h"
@@ -13,6 +15,13 @@ enum {
     BLOCK = 1024,
     /* Shares begin and end on multiples of this many elements from the array's start: 4 or 8 cache lines. */
     UNIT = 64
+};
+
+/* Where a stage does nothing: one table for the test below, which every range makes. */
+static const double neutral[PROPTIM_STAGES] = {
+#define STAGE(name, arrays, neutral) neutral,
+#include "stages.def"
+#undef STAGE
 };
 
 struct step {
@@ -37,12 +46,12 @@ static void run_range(const struct step *step, const proptim_segment *s, size_t 
     proptim_kernel *const rule = step->isa->rules[step->rule][dtype];
     double scratch[PROPTIM_MAX_ARRAYS + 1][BLOCK];
     int on[PROPTIM_STAGES], staged = 0;
-    for (int i = 0; i < PROPTIM_STAGES; i++) staged += on[i] = row->stages[i] != proptim_stage_neutral(i);
+    for (int i = 0; i < PROPTIM_STAGES; i++) staged += on[i] = row->stages[i] != neutral[i];
 
-#define RUN_STAGE(name, ...)                                                                       \
-    do {                                                                                           \
-        void *operands[] = { __VA_ARGS__ };                                                        \
-        step->isa->stages[PROPTIM_##name][dtype](operands, &row->stages[PROPTIM_##name], size);    \
+#define RUN_STAGE(name, ...)                                                                    \
+    do {                                                                                        \
+        void *operands[] = { __VA_ARGS__ };                                                     \
+        step->isa->stages[PROPTIM_##name][dtype](operands, &row->stages[PROPTIM_##name], size); \
     } while (0)
 
     const size_t block = staged || s->ndim ? BLOCK : end - begin;

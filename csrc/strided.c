@@ -48,18 +48,16 @@ void proptim_layout(proptim_segment *s)
                     s->arrays[j] = (char *)s->arrays[j] + (ptrdiff_t)(s->shape[d] - 1) * s->strides[j][d];
                     s->strides[j][d] = -s->strides[j][d];
                 }
+    const ptrdiff_t *const strides = s->strides[PROPTIM_PARAMS];
     for (int d = 1; d < ndim; d++)
-        for (int e = d; e > 0 && magnitude(s->strides[PROPTIM_PARAMS][e - 1]) < magnitude(s->strides[PROPTIM_PARAMS][e]);
-             e--)
-            swap_axes(s, e - 1, e);
+        for (int e = d; e > 0 && magnitude(strides[e - 1]) < magnitude(strides[e]); e--) swap_axes(s, e - 1, e);
 
     /* Merge an axis into the next inner one where every array steps over the whole of that. */
     int inner = ndim - 1;
     for (int d = ndim - 2; d >= 0; d--) {
         int merge = 1;
         for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
-            merge = merge && (!s->arrays[j] ||
-                              s->strides[j][d] == (ptrdiff_t)s->shape[inner] * s->strides[j][inner]);
+            merge = merge && (!s->arrays[j] || s->strides[j][d] == (ptrdiff_t)s->shape[inner] * s->strides[j][inner]);
         if (merge) {
             s->shape[inner] *= s->shape[d];
         } else if (--inner != d) {
@@ -108,9 +106,11 @@ static inline void copy(char *array, int ndim, const size_t *shape, const ptrdif
         if (run > count) run = count;
         char *at = array;
         if (itemsize == 4)
-            for (size_t i = 0; i < run; i++, at += step, dense += 4) memcpy(to_dense ? dense : at, to_dense ? at : dense, 4);
+            for (size_t i = 0; i < run; i++, at += step, dense += 4)
+                memcpy(to_dense ? dense : at, to_dense ? at : dense, 4);
         else
-            for (size_t i = 0; i < run; i++, at += step, dense += 8) memcpy(to_dense ? dense : at, to_dense ? at : dense, 8);
+            for (size_t i = 0; i < run; i++, at += step, dense += 8)
+                memcpy(to_dense ? dense : at, to_dense ? at : dense, 8);
         count -= run;
         if (count == 0) break;
         array -= (ptrdiff_t)index[last] * step;

@@ -13,9 +13,7 @@
 static inline void RULE_FN(rmsprop)(REAL *const *a, const VEC *k, size_t i)
 {
     enum { PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER };
-    enum {
-        LR, ALPHA, ONE_MINUS_ALPHA, CORRECTION, EPS_INSIDE, EPS, MOMENTUM, NESTEROV, LR_INSIDE, LR_OUTSIDE
-    };
+    enum { LR, ALPHA, ONE_MINUS_ALPHA, CORRECTION, EPS_INSIDE, EPS, MOMENTUM, NESTEROV, LR_INSIDE, LR_OUTSIDE };
 
     VEC grad = LOAD(a[GRAD] + i);
     VEC square_avg = ADD(MUL(k[ALPHA], LOAD(a[SQUARE_AVG] + i)), MUL(k[ONE_MINUS_ALPHA], MUL(grad, grad)));
@@ -27,7 +25,7 @@ static inline void RULE_FN(rmsprop)(REAL *const *a, const VEC *k, size_t i)
         STORE(a[GRAD_AVG] + i, grad_avg);
         VEC mean = MUL(grad_avg, k[CORRECTION]);
         variance = SUB(variance, MUL(mean, mean));
-        /* Cancellation makes it negative.  Zero is written as in the Python text, which has no constant of the dtype. */
+        /* Cancellation makes it negative.  Zero is written as in Python, which has no constant of the dtype. */
         variance = SELECT(LT(variance, ZERO()), SUB(mean, mean), variance);
     }
 

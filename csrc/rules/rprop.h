@@ -17,9 +17,7 @@
 static inline void RULE_FN(rprop)(REAL *const *a, const VEC *k, size_t i)
 {
     enum { PARAM, GRAD, STEP_WORD };
-    enum {
-        ETA_MINUS, ETA_PLUS, STEP_MIN, STEP_MAX, MOVE, TAKE_BACK, REMEMBER, REMEMBERED, FORGET, UNFORGET
-    };
+    enum { ETA_MINUS, ETA_PLUS, STEP_MIN, STEP_MAX, MOVE, TAKE_BACK, REMEMBER, REMEMBERED, FORGET, UNFORGET };
 
     VEC zero = ZERO();
     VEC grad = LOAD(a[GRAD] + i);

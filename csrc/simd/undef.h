@@ -13,6 +13,7 @@
 #undef MIN
 #undef MAX
 #undef ABS
+#undef BITS
 #undef FLIPSIGN
 #undef MASK
 #undef GT

@@ -30,11 +30,11 @@ def as_array(given: Any, label: str) -> Array:
     Raises TypeError for anything else, another device or another dtype.
     """
     if isinstance(given, np.ndarray):
-        array: Array = given
+        array: Array = np.asarray(given)  # subclasses give operators another meaning
     elif isinstance(given, np.generic):
         array = np.asarray(given)
         array.flags.writeable = False  # a copy: writing to it would be lost
-    elif type(given).__module__.partition(".")[0] == "torch":
+    elif hasattr(given, "detach") and hasattr(given, "layout"):  # a torch tensor, without importing torch
         array = _from_torch(given, label)
     elif hasattr(given, "__dlpack_device__") and given.__dlpack_device__()[0] != 1:  # 1 is kDLCPU
         raise TypeError(f"{label} is on {_device(given)}; expected an array in CPU memory: copy it to the CPU first")

@@ -101,7 +101,7 @@ def _positive(value: str | int, label: str) -> int:
     message = f"{label} is {value!r}; expected a whole number of at least 1"
     try:
         count = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(message) from None
     if count < 1 or count != float(value):
         raise ValueError(message)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True
-"""The `c` backend: plans that hold buffers and make one C call a step.  Knows no rule by name and no NumPy."""
+"""The `c` backend: plans that hold buffers and make one C call a step.  Knows no rule by name and no NumPy ABI."""
 
 import importlib.util
 import os
@@ -11,6 +11,10 @@ from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITA
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
+
+from numpy import ndarray
+
+from proptim._numpy import BUSY
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef struct atomic_flag:
@@ -150,15 +154,19 @@ cdef class Plan:
 
     cdef proptim_segment *segments
     cdef Py_buffer *buffers         # PROPTIM_MAX_ARRAYS a segment; obj NULL where there is no array
+    cdef Py_buffer *fresh           # gradients on their way in, one a segment
     cdef proptim_view *views        # of the gradients
     cdef size_t *layouts            # room for shape and strides of all segments
     cdef double *partials
     cdef size_t n_partials
     cdef proptim_row *rows
-    cdef Py_ssize_t count, n_rows, n_coefs
+    cdef size_t *written_low        # address ranges of parameters and state, sorted
+    cdef size_t *written_high
+    cdef Py_ssize_t count, n_rows, n_coefs, n_written
     cdef const proptim_isa *isa
     cdef int rule, threads
-    cdef bint auto
+    cdef bint auto, disjoint
+    cdef readonly long repeats
     cdef size_t weights
     cdef long trial
     cdef double best[2]
@@ -175,8 +183,9 @@ cdef class Plan:
         self.count = len(segments)
         self.segments = <proptim_segment *>calloc(max(self.count, 1), sizeof(proptim_segment))
         self.buffers = <Py_buffer *>calloc(max(self.count, 1) * PROPTIM_MAX_ARRAYS, sizeof(Py_buffer))
+        self.fresh = <Py_buffer *>calloc(max(self.count, 1), sizeof(Py_buffer))
         self.views = <proptim_view *>calloc(max(self.count, 1), sizeof(proptim_view))
-        if not self.segments or not self.buffers or not self.views:
+        if not self.segments or not self.buffers or not self.fresh or not self.views:
             raise MemoryError
         for i, (param, *state) in enumerate(segments):
             for j, array in enumerate((param, None, *state)):
@@ -198,6 +207,7 @@ cdef class Plan:
             room += (1 + PROPTIM_MAX_ARRAYS) * view.ndim
             self._lay_out(i)
             self.weights += self.segments[i].size
+        self._sort_written()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -205,12 +215,45 @@ cdef class Plan:
             for i in range(self.count * PROPTIM_MAX_ARRAYS):
                 if holds(&self.buffers[i]):
                     PyBuffer_Release(&self.buffers[i])
+        if self.fresh:
+            self._drop_fresh()
         free(self.segments)
         free(self.buffers)
+        free(self.fresh)
+        free(self.written_low)
+        free(self.written_high)
         free(self.views)
         free(self.layouts)
         free(self.partials)
         free(self.rows)
+
+    cdef int _sort_written(self) except -1:
+        cdef Py_ssize_t i
+        cdef int d
+        cdef Py_buffer *view
+        cdef size_t low, high
+        ranges = []
+        for i in range(self.count * PROPTIM_MAX_ARRAYS):
+            view = &self.buffers[i]
+            if holds(view) and view.len:
+                low = high = <size_t>view.buf
+                for d in range(view.ndim):
+                    if view.strides[d] < 0:
+                        low += (view.shape[d] - 1) * view.strides[d]
+                    else:
+                        high += (view.shape[d] - 1) * view.strides[d]
+                ranges.append((low, high + view.itemsize))
+        ranges.sort()
+        self.n_written = len(ranges)
+        self.written_low = <size_t *>malloc(max(self.n_written, 1) * sizeof(size_t))
+        self.written_high = <size_t *>malloc(max(self.n_written, 1) * sizeof(size_t))
+        if not self.written_low or not self.written_high:
+            raise MemoryError
+        self.disjoint = True  # interlaced views are legal, but their ranges cannot be searched by bisection
+        for i in range(self.n_written):
+            self.written_low[i], self.written_high[i] = ranges[i]
+            self.disjoint &= i == 0 or self.written_high[i - 1] <= self.written_low[i]
+        return 0
 
     cdef void _lay_out(self, Py_ssize_t i) noexcept:
         """Set the C view of segment i from its buffers."""
@@ -229,47 +272,104 @@ cdef class Plan:
 
     cdef int _claim(self) except -1:
         if atomic_flag_test_and_set(&self.busy):
-            raise RuntimeError("this plan is being stepped by another thread; expected one thread at a time")
+            raise RuntimeError(BUSY)
         return 0
 
-    def bind(self, grads):
-        """Point every segment at its gradient of this step, or at none."""
-        cdef Py_ssize_t i, taken = 0
+    def claim(self):
+        """Hold the plan for one thread; a second claim is an error, not a wait."""
+        self._claim()
+
+    def release(self):
+        """End a claim."""
+        atomic_flag_clear(&self.busy)
+
+    cdef bint _evident(self, Py_ssize_t i, object grad, Py_buffer *fresh) except -1:
+        """Take the buffer of a plain array that has the dtype and shape of segment i and memory of its own."""
+        cdef Py_buffer *param = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+        cdef size_t low, high
+        cdef int d
+        if type(grad) is not ndarray:
+            return False
+        PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES | PyBUF_FORMAT)
+        if (fresh.ndim != param.ndim or fresh.format[0] != param.format[0] or fresh.format[1]
+                or fresh.itemsize != param.itemsize):
+            return False
+        low = high = <size_t>fresh.buf
+        for d in range(fresh.ndim):
+            if fresh.shape[d] != param.shape[d]:
+                return False
+            if fresh.strides[d] < 0:
+                low += (fresh.shape[d] - 1) * fresh.strides[d]
+            else:
+                high += (fresh.shape[d] - 1) * fresh.strides[d]
+        return not self._meets(low, high + fresh.itemsize)
+
+    cdef bint _meets(self, size_t low, size_t high) noexcept:
+        """Whether some address in [low, high) lies in the range of a parameter or a state array."""
+        cdef Py_ssize_t left = 0, right = self.n_written, middle
+        while left < right:  # the first range that ends above low
+            middle = (left + right) // 2
+            if self.written_high[middle] > low:
+                right = middle
+            else:
+                left = middle + 1
+        return left < self.n_written and self.written_low[left] < high
+
+    def offer(self, grads):
+        """Bind these gradients if they evidently fit; False, and nothing done, if that needs a closer look."""
+        return self._offer(grads)
+
+    cdef bint _offer(self, list grads) except -1:
+        cdef Py_ssize_t i
         cdef Py_buffer *view
-        cdef Py_buffer *fresh
         cdef object grad
+        if len(grads) != self.count or not self.disjoint:
+            return False
+        try:
+            for i in range(self.count):
+                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+                grad = grads[i]
+                if not holds_this(view, grad) and not (holds(view) and self._evident(i, grad, &self.fresh[i])):
+                    return False
+            for i in range(self.count):
+                if holds(&self.fresh[i]):
+                    self._accept(i, &self.fresh[i])
+            return True
+        finally:
+            self._drop_fresh()
+
+    cdef void _accept(self, Py_ssize_t i, Py_buffer *fresh):
+        """Make the buffer the gradient of segment i."""
+        cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+        if holds(view):
+            PyBuffer_Release(view)
+        view[0] = fresh[0]
+        memset(fresh, 0, sizeof(Py_buffer))
+        self._lay_out(i)
+
+    cdef void _drop_fresh(self):
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if holds(&self.fresh[i]):
+                PyBuffer_Release(&self.fresh[i])
+
+    def bind(self, grads):
+        """Point every segment at its gradient of this step, or at none; the caller has checked them."""
+        cdef Py_ssize_t i
+        cdef Py_buffer *view
         if len(grads) != self.count:
             raise ValueError(f"got {len(grads)} gradients; expected {self.count}")
-        self._claim()
-        fresh = <Py_buffer *>calloc(max(self.count, 1), sizeof(Py_buffer))
         try:
-            if not fresh:
-                raise MemoryError
             for i in range(self.count):  # everything is taken before anything is changed
-                grad = grads[i]
                 view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
-                if grad is not None and not holds_this(&view[PROPTIM_GRADS], grad):
-                    PyObject_GetBuffer(grad, &fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
-                    check_like(view, &fresh[i])
+                if grads[i] is not None and not holds_this(&view[PROPTIM_GRADS], grads[i]):
+                    PyObject_GetBuffer(grads[i], &self.fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
+                    check_like(view, &self.fresh[i])
             for i in range(self.count):
-                grad = grads[i]
-                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-                if grad is not None and not holds(&fresh[i]):
-                    continue
-                if holds(view):
-                    PyBuffer_Release(view)
-                view[0] = fresh[i]
-                memset(&fresh[i], 0, sizeof(Py_buffer))
-                self._lay_out(i)
-            free(self.partials)
-            self.partials = NULL
+                if grads[i] is None or holds(&self.fresh[i]):
+                    self._accept(i, &self.fresh[i])
         finally:
-            if fresh:
-                for i in range(self.count):
-                    if holds(&fresh[i]):
-                        PyBuffer_Release(&fresh[i])
-            free(fresh)
-            atomic_flag_clear(&self.busy)
+            self._drop_fresh()
 
     def assign(self, row_of):
         """Say which row of coefficients each segment uses."""
@@ -279,9 +379,21 @@ cdef class Plan:
             row = row_of[i]
             self.segments[i].row = row
 
+    cdef int _take_row(self, proptim_row *row, values) except -1:
+        cdef Py_ssize_t j
+        memset(row, 0, sizeof(proptim_row))
+        row.active = values is not None
+        if row.active:
+            if len(values) != self.n_coefs + PROPTIM_STAGES:
+                raise ValueError(f"row has {len(values)} numbers; expected {self.n_coefs + PROPTIM_STAGES}")
+            for j in range(self.n_coefs):
+                row.coefs[j] = values[j]
+            for j in range(PROPTIM_STAGES):
+                row.stages[j] = values[self.n_coefs + j]
+        return 0
+
     cdef int _take_rows(self, rows) except -1:
-        cdef Py_ssize_t i, j
-        cdef proptim_row *row
+        cdef Py_ssize_t i
         if len(rows) != self.n_rows:
             free(self.rows)
             self.n_rows = 0
@@ -290,67 +402,59 @@ cdef class Plan:
                 raise MemoryError
             self.n_rows = len(rows)
         for i in range(self.n_rows):
-            row = &self.rows[i]
-            values = rows[i]
-            row.active = values is not None
-            if row.active:
-                if len(values) != self.n_coefs + PROPTIM_STAGES:
-                    raise ValueError(f"row has {len(values)} numbers; expected {self.n_coefs + PROPTIM_STAGES}")
-                for j in range(self.n_coefs):
-                    row.coefs[j] = values[j]
-                for j in range(PROPTIM_STAGES):
-                    row.stages[j] = values[self.n_coefs + j]
+            self._take_row(&self.rows[i], rows[i])
         return 0
 
-    def step(self, rows=None):
-        """One step of every segment; without rows, with those of the last step."""
+    def step(self, rows):
+        """One step of every segment with the coefficients of its row; a row that is None is not stepped."""
         cdef Py_ssize_t i
-        cdef int parts
-        cdef int ran
-        cdef double begin
-        cdef proptim_parallel *run
+        self._take_rows(rows)
+        for i in range(self.count):
+            if self.segments[i].row >= self.n_rows:
+                raise ValueError(f"segment {i} uses row {self.segments[i].row}; expected one of {self.n_rows}")
+        self._run()
+
+    def repeat(self, grads):
+        """The last step once more, after `offer` if there are gradients; claims the plan by itself."""
         self._claim()
         try:
-            if rows is not None:
-                self._take_rows(rows)
-            for i in range(self.count):
-                if self.segments[i].row >= self.n_rows:
-                    raise ValueError(f"segment {i} uses row {self.segments[i].row}; expected one of {self.n_rows}")
-            parts = self._parts()
-            run = parallel() if parts > 1 else NULL
-            begin = now() if self.auto else 0
-            with nogil:
-                ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, parts, run)
-            if self.auto:
-                self._learn(parts, now() - begin)
-            if ran == PROPTIM_RAN_FORKED:
-                tell_forked()
+            if grads is not None and not self._offer(grads):
+                return False
+            self._run()
+            self.repeats += 1
+            return True
         finally:
             atomic_flag_clear(&self.busy)
+
+    def take_repeats(self):
+        """How many steps have been repeats since this was last asked."""
+        repeats, self.repeats = self.repeats, 0
+        return repeats
+
+    cdef int _run(self) except -1:
+        cdef int parts = self._parts(), ran
+        cdef proptim_parallel *run = parallel() if parts > 1 else NULL
+        cdef bint learn = parts > 1 or self.auto
+        cdef double begin = now() if learn else 0
+        with nogil:
+            ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, parts, run)
+        if learn:
+            self._learn(parts, now() - begin)
+        if ran == PROPTIM_RAN_FORKED:
+            tell_forked()
+        return 0
 
     def step_one(self, Py_ssize_t index, row):
         """One step of one segment."""
         cdef proptim_segment one
         cdef proptim_row numbers
-        cdef proptim_row *kept
-        cdef Py_ssize_t n_kept
         if not 0 <= index < self.count:
             raise IndexError(index)
-        self._claim()
-        try:
-            kept, n_kept = self.rows, self.n_rows
-            memset(&numbers, 0, sizeof(numbers))
-            self.rows, self.n_rows = &numbers, 1
-            try:
-                self._take_rows((row,))
-            finally:
-                self.rows, self.n_rows = kept, n_kept
-            one = self.segments[index]
-            one.row = 0
-            with nogil:
-                proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
-        finally:
-            atomic_flag_clear(&self.busy)
+        self._take_row(&numbers, row)
+        one = self.segments[index]
+        one.row = 0
+        with nogil:
+            proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
 
     def reduce(self, Py_ssize_t only=-1):
         """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
@@ -359,25 +463,21 @@ cdef class Plan:
         cdef Py_buffer *view
         cdef int finite = 1
         cdef double squares
-        self._claim()
-        try:
-            for i in range(self.count):
-                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-                if holds(view) and (only < 0 or i == only):
-                    fill_view(&self.views[bound], view)
-                    bound += 1
-            needed = proptim_reduce_partials(self.views, bound)
-            if self.partials is NULL or needed > self.n_partials:
-                free(self.partials)
-                self.partials = <double *>malloc(max(needed, 1) * sizeof(double))
-                self.n_partials = needed
-                if not self.partials:
-                    raise MemoryError
-            with nogil:
-                squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite)
-            return squares, bool(finite)
-        finally:
-            atomic_flag_clear(&self.busy)
+        for i in range(self.count):
+            view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+            if holds(view) and (only < 0 or i == only):
+                fill_view(&self.views[bound], view)
+                bound += 1
+        needed = proptim_reduce_partials(self.views, bound)
+        if self.partials is NULL or needed > self.n_partials:
+            free(self.partials)
+            self.partials = <double *>malloc(max(needed, 1) * sizeof(double))
+            if not self.partials:
+                raise MemoryError
+            self.n_partials = needed
+        with nogil:
+            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite)
+        return squares, bool(finite)
 
     # threads="auto": every LOOK_AGAIN steps, TRIALS steps run serially and in parallel in turn, and the kind with the
     # faster best step is kept.

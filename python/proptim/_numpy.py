@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Segment = tuple["Array | None", ...]
 """params, then the state arrays of a rule, all real and of one dtype; None for a state array that is off."""
 
+BUSY = "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+
 LANES, BLOCK = 16, 4096
 """Shape of the sum of squares, the same in `csrc/reduce.c`: see `sum_of_squares`."""
 
@@ -30,16 +32,16 @@ class Plan:
         self.segments = [[param, None, *state] for param, *state in segments]
         self.row_of = [0] * len(segments)
         self.rows: Sequence[Sequence[float] | None] = [None]
+        self.repeats = 0
         self.busy = threading.Lock()
 
-    def __enter__(self) -> None:
-        """Claim the plan; a second claim is an error, not a wait."""
+    def claim(self) -> None:
+        """Hold the plan for one thread; a second claim is an error, not a wait."""
         if not self.busy.acquire(blocking=False):
-            raise RuntimeError(
-                "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
-            )
+            raise RuntimeError(BUSY)
 
-    def __exit__(self, *exc: object) -> None:
+    def release(self) -> None:
+        """End a claim."""
         self.busy.release()
 
     def bind(self, grads: Sequence[Array | None]) -> None:
@@ -56,13 +58,33 @@ class Plan:
         grads = [s[1] for s in (self.segments if only < 0 else self.segments[only : only + 1])]
         return sum_of_squares([g for g in grads if g is not None])
 
-    def step(self, rows: Sequence[Sequence[float] | None] | None = None) -> None:
-        """One step of every segment with the coefficients of its row; None keeps the rows of the last step.
+    def offer(self, grads: list[Any]) -> bool:
+        """Bind these gradients if they evidently fit; False, and nothing done, if that needs a closer look."""
+        return False
+
+    def repeat(self, grads: list[Any] | None) -> bool:
+        """The last step once more, after `offer` if there are gradients; claims the plan by itself."""
+        self.claim()
+        try:
+            if grads is not None and not self.offer(grads):
+                return False
+            self.step(self.rows)
+            self.repeats += 1
+            return True
+        finally:
+            self.release()
+
+    def take_repeats(self) -> int:
+        """How many steps have been repeats since this was last asked."""
+        repeats, self.repeats = self.repeats, 0
+        return repeats
+
+    def step(self, rows: Sequence[Sequence[float] | None]) -> None:
+        """One step of every segment with the coefficients of its row.
 
         A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped.
         """
-        if rows is not None:
-            self.rows = rows
+        self.rows = rows
         for segment, row in zip(self.segments, self.row_of, strict=True):
             coefs = self.rows[row]
             if coefs is not None and segment[1] is not None:

@@ -29,8 +29,6 @@ class Parameter:
     group: Group
     clock: Clock
     state: dict[str, Array] = field(default_factory=dict)
-    grad_given: Any = None
-    grad: Array | None = None
 
     @property
     def label(self) -> str:
@@ -104,7 +102,7 @@ def check_number(label: str, value: Any, low: float = 0.0, high: float = math.in
     message = f"Invalid {label}: {value} (expected {interval})"
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"Invalid {label}: {value!r} (expected {interval})")
-    if not (low <= float(value) < high):
+    if not (low <= float(value) < high) or math.isinf(value):
         raise ValueError(message)
 
 
@@ -191,16 +189,21 @@ def _match(grads: Any, members: list[Parameter], label: str) -> list[Any]:
     return [grads[name] for name in names]
 
 
-def check_gradients(fresh: list[tuple[Parameter, Array]], parameters: list[Parameter], writable: bool) -> None:
-    """Raise unless the new gradients fit their parameters and share no memory with what a step writes."""
+def check_gradients(
+    fresh: list[tuple[Parameter, Array]], kept: list[tuple[Parameter, Array]], written: list[Parameter], zero: bool
+) -> None:
+    """Raise unless the fresh gradients fit their parameters and share no memory with what a step writes.
+
+    That is parameters and state and, with `zero`, the gradients themselves, those that are kept included.
+    """
     for p, grad in fresh:
         p.check_like(grad, p.grad_label)
-        if writable:
+        if zero:
             check_writable(grad, p.grad_label)
-    written = [(p.label, p.array) for p in parameters]
-    read = [(p.grad_label, grad) for p, grad in fresh]
-    if writable:
-        kept = [p for p in parameters if all(p is not q for q, _ in fresh)]
-        written += [(p.grad_label, p.grad) for p in kept if p.grad is not None] + read
-        read = []
-    check_disjoint(written, read)
+    mine = [(p.label, p.array) for p in written]
+    mine += [(f"state {name!r} of {p.label}", array) for p in written for name, array in p.state.items()]
+    grads = [(p.grad_label, grad) for p, grad in fresh]
+    if zero:
+        check_disjoint(mine + grads + [(p.grad_label, grad) for p, grad in kept])
+    else:
+        check_disjoint(mine, grads)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-import zipfile
+import secrets
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -49,7 +48,7 @@ def dump(optimizer: Optimizer) -> dict[str, Any]:
 
 def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`: everything is checked before anything is taken over."""
-    if not hasattr(saved, "keys") or not {"state", "param_groups"} <= saved.keys():
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError('state_dict has no "state" and "param_groups"; expected what state_dict() returned')
     if len(saved["param_groups"]) != len(optimizer.param_groups):
         raise ValueError(
@@ -64,19 +63,21 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             entries.append((p, _restore_state(optimizer, p, saved["state"].get(key, {}), key)))
     steps = int(saved.get("steps", max((clock[0] for _, (clock, _) in entries), default=0)))
     skipped = int(saved.get("skipped", 0))
+    optimizer._dissolve()
     for p, (clock, state) in entries:
         p.clock, p.state = clock, state
-    optimizer._cohorts = None
     for group, data in zip(optimizer.param_groups, groups, strict=True):
         group.data.update(data)
         group.touched()
-    optimizer.steps, optimizer.skipped = steps, skipped
+    optimizer._steps, optimizer.skipped = steps, skipped
     optimizer._round.clear()
 
 
 def _restore_group(
     optimizer: Optimizer, group: Group, given: Mapping[str, Any], members: list[Parameter], label: str
 ) -> dict[str, Any]:
+    if not isinstance(given.get("params"), (list, tuple)):
+        raise ValueError(f'{label} has no list "params"; expected what state_dict() returned')
     if len(given["params"]) != len(members):
         raise ValueError(f"{label} has {len(given['params'])} parameters; expected {len(members)}")
     names = [p.name for p in members]
@@ -90,7 +91,7 @@ def _restore_group(
                 "state of an optimizer of the same class"
             )
     data = {k: v for k, v in data.items() if not is_schedule(group[k])}  # a schedule is code: it stays
-    optimizer.settled(Group({**group.data, **data}, optimizer.fixed), optimizer.steps)
+    optimizer.settled(Group({**group.data, **data}, optimizer.fixed), optimizer._steps)
     return data
 
 
@@ -154,22 +155,23 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
         arrays |= {f"state/{key}/{k}": v for k, v in entry.items() if isinstance(v, np.ndarray)}
     rest = {**saved, "format": FORMAT, "state": counts}
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             np.savez(file, allow_pickle=False, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)  # noqa: PTH105 - the whole point: atomic on one file system
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:
     """Read back what `write` wrote; ValueError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a damaged file open.
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             rest: dict[str, Any] = json.loads(file["rest"].tobytes())
             if rest.pop("format") != FORMAT:
                 raise ValueError("another format")
@@ -178,7 +180,9 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
                 if name != "rest":
                     _, key, array = name.split("/")
                     state[int(key)][array] = file[name]
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever zip, zlib, NumPy and JSON raise on bytes that are not ours
         raise ValueError(
             f"{os.fspath(path)} cannot be read ({error}); expected a file written by Optimizer.save"
         ) from error

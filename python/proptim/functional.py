@@ -190,7 +190,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     for label, grad in arrays:
         check_writable(grad, label)
     check_disjoint(arrays)
-    norm = global_norm(grads)
+    norm = global_norm([grad for _, grad in arrays])
     factor = clip_factor(norm, max_norm)
     if factor != 1.0:
         for _, grad in arrays:

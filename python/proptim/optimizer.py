@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, Literal, TypedDict
@@ -162,15 +161,16 @@ class Optimizer:
         self.flush_denormals = bool(options.get("flush_denormals", False))
         self.threads = options.get("threads", "auto")
         self.backend = options.get("backend") or _backend.backend()
-        self.steps = 0
         self.skipped = 0
         self.grad_norm: float | None = None
         self.param_groups: list[Group] = []
         self._parameters: list[Parameter] = []
+        self._steps = 0
         self._skips_in_a_row = 0
         self._round: set[int] = set()
-        self._lock = threading.Lock()
         self._cohorts: list[Cohort] | None = None
+        self._given: list[Any] = []
+        self._grads: list[Array | None] = []
         self._check_options()
         for group in parse_groups(params):
             self._add_group(group)
@@ -179,17 +179,18 @@ class Optimizer:
             self._bind(options["grads"])
 
     def _check_options(self) -> None:
+        """Check the options that are not a group's."""
         if self.nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
         if self.max_skips is not None:
             check_number("max_skips value", self.max_skips)
-        self._limits()
+        self._limits(0)
         _backend.thread_count(self.threads)
         _backend.plan_type(self.backend)
 
-    def _limits(self) -> tuple[float, float | None]:
-        """`grad_scale` and `clip_norm` at the coming step, checked."""
-        scale, limit = at_step(self.grad_scale, self.steps), at_step(self.clip_norm, self.steps)
+    def _limits(self, steps: int) -> tuple[float, float | None]:
+        """`grad_scale` and `clip_norm` after `steps` completed steps, checked."""
+        scale, limit = at_step(self.grad_scale, steps), at_step(self.clip_norm, steps)
         check_number("grad_scale value", scale, low=-math.inf)
         if limit is not None:
             check_number("clip_norm value", limit)
@@ -203,12 +204,14 @@ class Optimizer:
                 raise ValueError(f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.defaults))}")
         group = Group({**self.defaults, **given}, self.fixed)
         fresh = parse_parameters(group, self._parameters, tuple(self.clock_start.values()))
-        self.settled(group, self.steps)
+        self.settled(group, self._steps)
         for parameter in fresh:
             self._grow(parameter)
         group.data["params"] = [p.given for p in fresh]
         self.param_groups.append(group)
         self._parameters += fresh
+        self._given += [None] * len(fresh)
+        self._grads += [None] * len(fresh)
 
     @classmethod
     def settled(cls, group: Group, steps: int) -> Values:
@@ -239,15 +242,21 @@ class Optimizer:
                 grown = True
         return grown
 
-    def _build(self) -> None:
-        """Make the plan anew; the clocks are then with the parameters."""
+    def _rebuild(self) -> None:
+        """Put another plan in the place of the claimed one; the clocks are then with the parameters."""
         self._dissolve()
+        self._build()
+        self._plan.claim()
+
+    def _build(self) -> None:
+        """Make the plan of all parameters."""
+        self._ready = False
         segments = [
             (real_view(p.array), *(real_view(p.state[s]) if s in p.state else None for s in self.states))
             for p in self._parameters
         ]
         self._plan = _backend.plan_type(self.backend)(type(self), segments, *_backend.thread_count(self.threads))
-        self._plan.bind([None if p.grad is None else real_view(p.grad) for p in self._parameters])
+        self._plan.bind([None if g is None else real_view(g) for g in self._grads])
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group: a dict with "params" and the hyperparameters that differ from the defaults.
@@ -259,31 +268,37 @@ class Optimizer:
             raise TypeError(f"param_group is {type(param_group).__name__}; expected a dict")
         with self._alone():
             self._add_group(param_group)
-            self._build()
+            self._rebuild()
 
-    def _alone(self) -> _Alone:
-        return _Alone(self._lock)
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if not name.startswith("_"):  # an option: look at everything again before the next step
+            object.__setattr__(self, "_ready", False)
 
     # Gradients ---------------------------------------------------------------------------------------------------
 
     def _bind(self, grads: Any) -> None:
         """Check all gradients, then take them all."""
-        given = match_gradients(grads, self._parameters, self.param_groups)
-        changed = [(p, g) for p, g in zip(self._parameters, given, strict=True) if g is not p.grad_given]
-        if not changed:
-            return
-        arrays = [None if g is None else as_array(g, p.grad_label) for p, g in changed]
-        fresh = [(p, a) for (p, _), a in zip(changed, arrays, strict=True) if a is not None]
-        check_gradients(fresh, self._parameters, self.zero_grads)
-        for (p, g), array in zip(changed, arrays, strict=True):
-            if (p.grad is None) != (array is None):
-                self._dissolve()
-            p.grad_given, p.grad = g, array
-        self._plan.bind([None if p.grad is None else real_view(p.grad) for p in self._parameters])
+        self._take(match_gradients(grads, self._parameters, self.param_groups))
+
+    def _take(self, given: list[Any]) -> None:
+        arrays = [
+            old if g is h else None if g is None else as_array(g, p.grad_label)
+            for p, g, h, old in zip(self._parameters, given, self._given, self._grads, strict=True)
+        ]
+        triples = list(zip(self._parameters, arrays, self._grads, strict=True))
+        fresh = [(p, a) for p, a, old in triples if a is not None and a is not old]
+        kept = [(p, a) for p, a, old in triples if a is not None and a is old]
+        if fresh:
+            check_gradients(fresh, kept, self._parameters, self.zero_grads)
+        if any((a is None) != (old is None) for _, a, old in triples):
+            self._dissolve()
+        self._plan.bind([None if a is None else real_view(a) for a in arrays])
+        self._given, self._grads = list(given), arrays
 
     def zero_grad(self) -> None:
         """Set the gradients that are bound, or were last passed, to zero."""
-        bound = [(p, p.grad) for p in self._parameters if p.grad is not None]
+        bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
         for p, grad in bound:
             check_writable(grad, p.grad_label)
         for _, grad in bound:
@@ -299,11 +314,24 @@ class Optimizer:
         Raises ValueError or TypeError for gradients that do not fit, RuntimeError if another thread is stepping
         this optimizer, FloatingPointError as `nonfinite` says; nothing has changed then.
         """
-        with self._alone():
+        plain = type(grads) is list and not self.zero_grads
+        # Nothing but gradients may have changed since the last step, whose coefficients stand in the plan.
+        if (
+            self._ready
+            and (plain or grads is None)
+            and all([g.values_now is not None for g in self.param_groups])  # noqa: C419 - a generator costs twice that
+            and self._plan.repeat(grads)
+        ):
             if grads is not None:
+                self._given = self._grads = grads.copy()
+            return
+        with self._alone():
+            if plain and self._plan.offer(grads):
+                self._given = self._grads = grads.copy()
+            elif grads is not None:
                 self._bind(grads)
-            self._refresh()
-            factor = self._factor()
+            self._refresh(self._steps)
+            factor = self._factor(self._steps)
             if factor is None:
                 return
             cohorts = self._cohorts or self._gather()
@@ -312,37 +340,46 @@ class Optimizer:
             for cohort, step in zip(cohorts, steps, strict=True):
                 if step is not None:
                     cohort.clock = step[1]
-            self.steps += 1
+            self._steps += 1
             self._round.clear()
+            self._ready = (
+                self.clip_norm is None
+                and self.nonfinite == "propagate"
+                and not callable(self.grad_scale)
+                and all(not g.scheduled and g.values_now and self.steady(g.values_now) for g in self.param_groups)
+            )
 
     def step_param(self, key: int | str, grad: Any) -> None:
         """Step one parameter, by name or index, as soon as its gradient exists and is still in cache.
 
         Going round all parameters equals one `step`, and `steps` counts the rounds. Not with clip_norm or irprop+,
-        which need all gradients or the loss.
+        which need all gradients or the loss. Raises as `step` does.
         """
         with self._alone():
             index = self._index(key)
             if self.clip_norm is not None:
                 raise ValueError("step_param cannot clip the global norm; expected step() with all gradients")
-            self._bind([grad if i == index else p.grad_given for i, p in enumerate(self._parameters)])
+            if grad is None:
+                raise TypeError(f"{self._parameters[index].grad_label} is None; expected an array")
+            self._take([*self._given[:index], grad, *self._given[index + 1 :]])
             self._dissolve()
             new_round = not self._round or index in self._round
-            self.steps -= not new_round  # schedules see one count all through a round
-            try:
-                self._refresh()
-                factor = self._factor(index)
-                if factor is not None:
-                    p = self._parameters[index]
-                    row, p.clock = self._row(p.group, p.clock, None, factor)
-                    self._plan.step_one(index, row)
-            finally:
-                self.steps += not new_round
-            if factor is not None:
-                if new_round:
-                    self.steps += 1
-                    self._round.clear()
-                self._round.add(index)
+            now = self._steps if new_round else self._steps - 1  # schedules see one count all through a round
+            self._refresh(now)
+            factor = self._factor(now, index)
+            if factor is None:
+                return
+            p = self._parameters[index]
+            row, clock = self._row(p.group, p.clock, None, factor)
+            self._plan.step_one(index, row)
+            p.clock = clock
+            if new_round:
+                self._steps += 1
+                self._round.clear()
+            self._round.add(index)
+
+    def _alone(self) -> _Alone:
+        return _Alone(self)
 
     def _index(self, key: int | str) -> int:
         names = [p.name for p in self._parameters]
@@ -353,28 +390,28 @@ class Optimizer:
         known = names if names[0] is not None else f"0 to {len(names) - 1}"
         raise ValueError(f"unknown parameter {key!r}; expected one of: {known}")
 
-    def _refresh(self) -> None:
+    def _refresh(self, steps: int) -> None:
         """Take up what has changed in the groups since the last step."""
         grown = False
         for group in self.param_groups:
-            if group.values_now is None:
-                self.settled(group, self.steps)
+            changed = group.values_now is None
+            if changed or group.scheduled:
+                self.settled(group, steps)
+            if changed:
                 grown |= any([self._grow(p) for p in self._parameters if p.group is group])  # noqa: C419 - grow all
-            elif group.scheduled:
-                self.settled(group, self.steps)
         if grown:
-            self._build()
+            self._rebuild()
 
-    def _factor(self, only: int = -1) -> float | None:
+    def _factor(self, steps: int, only: int = -1) -> float | None:
         """The factor on all gradients of this step, or None if the step is to be skipped."""
-        if all(p.grad is None for p in self._parameters):
+        if all(g is None for g in self._grads):
             raise ValueError("step() has no gradients; pass them, step(grads), or bind them with grads= before")
-        scale, limit = self._limits()
+        scale, limit = self._limits(steps)
         if self.nonfinite == "propagate" and limit is None:
             return scale
         squares, finite = self._plan.reduce(only)
         if not finite and self.nonfinite != "propagate":
-            self._refuse(self._parameters if only < 0 else [self._parameters[only]])
+            self._refuse(range(len(self._grads)) if only < 0 else [only])
             return None
         self._skips_in_a_row = 0
         if limit is None:
@@ -382,9 +419,10 @@ class Optimizer:
         self.grad_norm = math.sqrt(squares) * abs(scale)
         return scale * clip_factor(self.grad_norm, limit)
 
-    def _refuse(self, parameters: list[Parameter]) -> None:
+    def _refuse(self, indices: Iterable[int]) -> None:
         """Skip this step or raise, because a gradient is not finite."""
-        p, grad = next((p, p.grad) for p in parameters if p.grad is not None and not np.isfinite(p.grad).all())
+        grads = [(self._parameters[i], g) for i in indices if (g := self._grads[i]) is not None]
+        p, grad = next((p, g) for p, g in grads if not np.isfinite(g).all())
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(grad))[0])
         message = f"{p.grad_label} is {grad[index]} at index {index}; expected finite gradients"
         if self.nonfinite == "raise":
@@ -394,9 +432,8 @@ class Optimizer:
         self.skipped += 1
         self._skips_in_a_row += 1
         if self.zero_grads:  # a gradient that is added up would stay NaN for ever
-            for q in parameters:
-                if q.grad is not None:
-                    q.grad[...] = 0
+            for _, g in grads:
+                g[...] = 0
 
     @classmethod
     def row(
@@ -430,8 +467,8 @@ class Optimizer:
     def _gather(self) -> list[Cohort]:
         """Put parameters that step alike into cohorts, and tell the plan."""
         cohorts: dict[tuple[int, Clock, bool], Cohort] = {}
-        for p in self._parameters:
-            active = p.grad is not None
+        for p, grad in zip(self._parameters, self._grads, strict=True):
+            active = grad is not None
             key = (id(p.group), p.clock, active)
             cohorts.setdefault(key, Cohort(p.group, p.clock, active, [])).members.append(p)
         self._cohorts = list(cohorts.values())
@@ -441,10 +478,26 @@ class Optimizer:
 
     def _dissolve(self) -> None:
         """Give the clocks back to the parameters."""
+        self._catch_up()
         for cohort in self._cohorts or ():
             for p in cohort.members:
                 p.clock = cohort.clock
         self._cohorts = None
+        self._ready = False
+
+    def _catch_up(self) -> None:
+        """Count the steps that the plan has repeated by itself."""
+        repeats = self._plan.take_repeats()
+        if repeats:
+            self._steps += repeats
+            for cohort in self._cohorts or ():
+                if cohort.active:
+                    cohort.clock = (cohort.clock[0] + repeats, *cohort.clock[1:])
+
+    @property
+    def steps(self) -> int:
+        """Completed steps; skipped ones do not count."""
+        return self._steps + int(self._plan.repeats)
 
     # What has been learned ---------------------------------------------------------------------------------------
 
@@ -461,6 +514,7 @@ class Optimizer:
     @property
     def state(self) -> dict[int | str, dict[str, Any]]:
         """Name or index of each parameter -> its state arrays and counts."""
+        self._catch_up()
         for cohort in self._cohorts or ():
             for p in cohort.members:
                 p.clock = cohort.clock
@@ -486,7 +540,7 @@ class Optimizer:
         """
         with self._alone():
             checkpoint.restore(self, state_dict)
-            self._build()
+            self._rebuild()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `state_dict()` to an .npz file, which is there whole or not at all."""
@@ -498,14 +552,15 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._dissolve()
-        return {k: v for k, v in vars(self).items() if k not in ("_plan", "_lock")}
+        return {k: v for k, v in vars(self).items() if k != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
         for p in self._parameters:  # views of what was copied, not copies of their own
             p.array = as_array(p.given, p.label)
-            p.grad = None if p.grad_given is None else as_array(p.grad_given, p.grad_label)
+        self._grads = [
+            None if g is None else as_array(g, p.grad_label) for p, g in zip(self._parameters, self._given, strict=True)
+        ]
         self._build()
 
     def __repr__(self) -> str:
@@ -520,17 +575,15 @@ class Optimizer:
 class _Alone:
     """Holds an optimizer for one thread; a second thread is told so and does not wait."""
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self.lock = lock
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
 
     def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            raise RuntimeError(
-                "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
-            )
+        self.optimizer._plan.claim()
+        self.optimizer._catch_up()
 
     def __exit__(self, *exc: object) -> None:
-        self.lock.release()
+        self.optimizer._plan.release()
 
 
 def clip_factor(norm: float, max_norm: float) -> float:
