@@ -65,13 +65,17 @@ def backend() -> Literal["c", "numba", "numpy"]:
     return chosen  # type: ignore[return-value]
 
 
+def _require_core() -> None:
+    if missing_core:
+        raise ImportError(f"backend 'c' was asked for, but {missing_core}; expected 'numba' or 'numpy'")
+
+
 def plan_type(name: str) -> Callable[..., Any]:
     """The class of plans of a backend; ImportError with the reason if it cannot run here."""
     if name not in BACKENDS:
         raise ValueError(f"Invalid backend: {name!r} (expected one of {', '.join(map(repr, BACKENDS))})")
     if name == "c":
-        if missing_core:
-            raise ImportError(f"backend 'c' was asked for, but {missing_core}; expected 'numba' or 'numpy'")
+        _require_core()
         return core.Plan
     if name == "numba":
         from proptim._numba import Plan as NumbaPlan
@@ -83,6 +87,7 @@ def plan_type(name: str) -> Callable[..., Any]:
 def sum_of_squares(grads: list[Array]) -> tuple[float, bool]:
     """Sum of squares of real arrays and whether all are finite, by the backend in use."""
     if backend() == "c":
+        _require_core()
         return core.sum_of_squares(grads)
     return _numpy.sum_of_squares(grads)
 

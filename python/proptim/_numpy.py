@@ -99,9 +99,9 @@ class Plan:
         assert param is not None
         assert grad is not None
         real = param.dtype.type
-        coefs = [real(c) for c in row]
         decay, scale, clip, l2, zero, flush = row[self.coefs :]
         with np.errstate(all="ignore"):  # IEEE all the way: inf and NaN are results here, not errors
+            coefs = [real(c) for c in row]
             factor = dict(zip(_stages.NEUTRAL, coefs[self.coefs :], strict=True))
             seen: Any = grad
             if decay != _stages.NEUTRAL["decay"]:

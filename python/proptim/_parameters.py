@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array
 
@@ -51,12 +52,12 @@ class Parameter:
             raise ValueError(f"{label} has shape {array.shape}; expected {self.array.shape}, the shape of {self.label}")
 
 
-class Group(UserDict[str, Any]):
+class Group(MutableMapping[str, Any]):
     """The hyperparameters of one parameter group: a dict whose changes take effect at the next step."""
 
     def __init__(self, items: Mapping[str, Any], fixed: frozenset[str]) -> None:
         self.fixed = fixed
-        self.data = dict(items)
+        self.data = {key: value if key == "params" else as_tuple(value) for key, value in items.items()}
         self.touched()
 
     def touched(self) -> None:
@@ -69,8 +70,20 @@ class Group(UserDict[str, Any]):
             raise ValueError(f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.data))}")
         if key in self.fixed or key == "params":
             raise ValueError(f"{key!r} has no effect after construction; expected no change: make a new optimizer")
-        self.data[key] = value
+        self.data[key] = as_tuple(value)
         self.touched()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return repr(self.data)
 
     def __delitem__(self, key: str) -> None:
         raise ValueError(f"hyperparameter {key!r} cannot be removed; set it to the value wanted instead")
@@ -78,6 +91,11 @@ class Group(UserDict[str, Any]):
     def at(self, steps: int) -> dict[str, Any]:
         """The hyperparameters with schedules evaluated after `steps` completed steps."""
         return {k: at_step(v, steps) for k, v in self.data.items() if k != "params"}
+
+
+def as_tuple(value: Any) -> Any:
+    """A pair of hyperparameters in a form that cannot change unseen; a number as it is."""
+    return tuple(value) if isinstance(value, (list, np.ndarray)) and np.ndim(value) else value
 
 
 def is_schedule(value: Any) -> bool:
@@ -104,6 +122,11 @@ def check_number(label: str, value: Any, low: float = 0.0, high: float = math.in
         raise TypeError(f"Invalid {label}: {value!r} (expected {interval})")
     if not (low <= float(value) < high) or math.isinf(value):
         raise ValueError(message)
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a hyperparameter is a pair of numbers."""
+    return isinstance(value, tuple) and len(value) == 2 and all(hasattr(v, "__float__") for v in value)
 
 
 def parse_groups(params: Any) -> list[dict[str, Any]]:
@@ -133,6 +156,8 @@ def parse_groups(params: Any) -> list[dict[str, Any]]:
 def parse_parameters(group: Group, others: list[Parameter], start: Clock) -> list[Parameter]:
     """The parameters of a new group, checked by themselves and against those that are there already."""
     given = group.data["params"]
+    if not is_array(given) and not isinstance(given, Iterable):
+        raise TypeError(f"params of a group is {type(given).__name__}; expected a sequence or dict of arrays")
     if isinstance(given, Mapping):
         items = list(given.items())
     else:
@@ -189,6 +214,11 @@ def _match(grads: Any, members: list[Parameter], label: str) -> list[Any]:
     return [grads[name] for name in names]
 
 
+def state_arrays(parameters: list[Parameter]) -> list[tuple[str, Array]]:
+    """All state arrays, and how messages name them."""
+    return [(f"state {name!r} of {p.label}", array) for p in parameters for name, array in p.state.items()]
+
+
 def check_gradients(
     fresh: list[tuple[Parameter, Array]], kept: list[tuple[Parameter, Array]], written: list[Parameter], zero: bool
 ) -> None:
@@ -200,8 +230,7 @@ def check_gradients(
         p.check_like(grad, p.grad_label)
         if zero:
             check_writable(grad, p.grad_label)
-    mine = [(p.label, p.array) for p in written]
-    mine += [(f"state {name!r} of {p.label}", array) for p in written for name, array in p.state.items()]
+    mine = [(p.label, p.array) for p in written] + state_arrays(written)
     grads = [(p.grad_label, grad) for p, grad in fresh]
     if zero:
         check_disjoint(mine + grads + [(p.grad_label, grad) for p, grad in kept])

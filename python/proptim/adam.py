@@ -103,7 +103,7 @@ class Adam(Optimizer):
         eps_hat: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        hyper = {"lr": lr, "betas": tuple(betas), "eps": eps, "amsgrad": amsgrad, "eps_hat": eps_hat}
+        hyper = {"lr": lr, "betas": betas, "eps": eps, "amsgrad": amsgrad, "eps_hat": eps_hat}
         super().__init__(params, hyper, options)
 
     @staticmethod

@@ -34,7 +34,7 @@ def dump(optimizer: Optimizer) -> dict[str, Any]:
     groups = []
     for group in optimizer.param_groups:
         members = [p for p in optimizer._parameters if p.group is group]
-        saved = {k: v for k, v in group.items() if k != "params" and not is_schedule(v)}
+        saved = {k: _plain(v) for k, v in group.items() if k != "params" and not is_schedule(v)}
         saved["params"] = [index[id(p)] for p in members]
         if members and members[0].name is not None:
             saved["param_names"] = [p.name for p in members]
@@ -46,10 +46,12 @@ def dump(optimizer: Optimizer) -> dict[str, Any]:
     return {"state": state, "param_groups": groups, "steps": optimizer.steps, "skipped": optimizer.skipped}
 
 
-def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+def restore(optimizer: Optimizer, saved: Any) -> None:
     """See `Optimizer.load_state_dict`: everything is checked before anything is taken over."""
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError('state_dict has no "state" and "param_groups"; expected what state_dict() returned')
+    if not isinstance(saved["state"], Mapping) or not isinstance(saved["param_groups"], (list, tuple)):
+        raise ValueError('"state" must be a dict and "param_groups" a list; expected what state_dict() returned')
     if len(saved["param_groups"]) != len(optimizer.param_groups):
         raise ValueError(
             f"state_dict has {len(saved['param_groups'])} parameter groups; expected {len(optimizer.param_groups)}"
@@ -61,8 +63,11 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         groups.append(_restore_group(optimizer, group, given, members, f"group {i} of state_dict"))
         for key, p in zip(given["params"], members, strict=True):
             entries.append((p, _restore_state(optimizer, p, saved["state"].get(key, {}), key)))
-    steps = int(saved.get("steps", max((clock[0] for _, (clock, _) in entries), default=0)))
-    skipped = int(saved.get("skipped", 0))
+    most = max((clock[0] for _, (clock, _) in entries), default=0)
+    steps = _count(saved.get("steps", most), "'steps' of state_dict")
+    skipped = _count(saved.get("skipped", 0), "'skipped' of state_dict")
+    for group, data in zip(optimizer.param_groups, groups, strict=True):
+        optimizer.settled(Group({**group.data, **data}, optimizer.fixed), steps)
     optimizer._dissolve()
     for p, (clock, state) in entries:
         p.clock, p.state = clock, state
@@ -74,9 +79,9 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _restore_group(
-    optimizer: Optimizer, group: Group, given: Mapping[str, Any], members: list[Parameter], label: str
+    optimizer: Optimizer, group: Group, given: Any, members: list[Parameter], label: str
 ) -> dict[str, Any]:
-    if not isinstance(given.get("params"), (list, tuple)):
+    if not isinstance(given, Mapping) or not isinstance(given.get("params"), (list, tuple)):
         raise ValueError(f'{label} has no list "params"; expected what state_dict() returned')
     if len(given["params"]) != len(members):
         raise ValueError(f"{label} has {len(given['params'])} parameters; expected {len(members)}")
@@ -90,15 +95,13 @@ def _restore_group(
                 f"{label} has the hyperparameter {key!r}, unknown to {type(optimizer).__name__}; expected the "
                 "state of an optimizer of the same class"
             )
-    data = {k: v for k, v in data.items() if not is_schedule(group[k])}  # a schedule is code: it stays
-    optimizer.settled(Group({**group.data, **data}, optimizer.fixed), optimizer._steps)
-    return data
+    return {k: v for k, v in data.items() if not is_schedule(group[k])}  # a schedule is code: it stays
 
 
-def _restore_state(
-    optimizer: Optimizer, p: Parameter, entry: Mapping[str, Any], key: Any
-) -> tuple[Clock, dict[str, Array]]:
+def _restore_state(optimizer: Optimizer, p: Parameter, entry: Any, key: Any) -> tuple[Clock, dict[str, Array]]:
     label = f"state {key!r} of state_dict"
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{label} is {type(entry).__name__}; expected a dict")
     shown = {}
     for name, value in entry.items():
         if name not in optimizer.clock_start and value is not None:
@@ -126,15 +129,15 @@ def _restore_state(
     start = dict(optimizer.clock_start)
     if state:  # torch.optim.SGD keeps no step; a momentum buffer says that there has been one
         start["step"] = 1
-    clock = tuple(_number(entry.get(name, value), f"{name!r} in {label}") for name, value in start.items())
-    return (int(clock[0]), *clock[1:]), state
+    step, *rest = (entry.get(name, value) for name, value in start.items())
+    return (_count(step, f"'step' in {label}"), *(float(_plain(value)) for value in rest)), state
 
 
-def _number(value: Any, label: str) -> float:
+def _count(value: Any, label: str) -> int:
     number = float(_plain(value))
-    if not number == number or (label.startswith("'step'") and (number < 0 or number != int(number))):
-        raise ValueError(f"{label} is {number}; expected a count")
-    return number
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"{label} is {number:g}; expected a count")
+    return int(number)
 
 
 def _plain(value: Any) -> Any:

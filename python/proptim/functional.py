@@ -108,10 +108,11 @@ class OneShot:
                 raise TypeError(f"{self.__name__} got an unexpected keyword argument {key!r}")
         group = Group({**self.hyper, **keywords, "params": ()}, frozenset())
         h = rule.settled(group, max(step - 1, 0))
+        wanted = rule.wanted(group)
         check_number("grad_scale value", grad_scale, low=-math.inf)
         p = Parameter("", None, param, as_array(param, "param"), group, ())
         for name in rule.states:
-            if given.get(name) is None and h.get(rule.optional.get(name, ""), True):
+            if given.get(name) is None and name in wanted:
                 raise TypeError(f"{self.__name__} has no {name}; expected an array like param: pass {name}=")
         arrays = {"param": p.array} | {n: as_array(a, n) for n, a in given.items() if a is not None}
         gradient = as_array(grad, "grad")
@@ -122,13 +123,14 @@ class OneShot:
         if zero_grads:
             check_writable(gradient, "grad")
         check_disjoint(list(arrays.items()), [("grad", gradient)])
-        row, _ = rule.row(group, self._clock(h, step, clock), loss, grad_scale, zero_grads, flush_denormals)
-        segment = [real_view(p.array), *(real_view(arrays[n]) if n in arrays else None for n in rule.states)]
+        coefs, _ = rule.numbers(group, self._clock(h, step, clock), loss)
+        stages = rule.stages(group, grad_scale, zero_grads, flush_denormals)
+        segment = [real_view(p.array), *(real_view(arrays[n]) if n in wanted else None for n in rule.states)]
         plan = _backend.plan_type(backend or _backend.backend())(
             rule, [tuple(segment)], *_backend.thread_count(threads)
         )
         plan.bind([real_view(gradient)])
-        plan.step([row])
+        plan.step([(*coefs, *stages)])
 
     def _clock(self, h: Mapping[str, Any], step: int, given: Mapping[str, float]) -> tuple[float, ...]:
         """The clock before step number `step`."""

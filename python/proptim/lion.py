@@ -82,7 +82,7 @@ class Lion(Optimizer):
         betas: tuple[Schedulable, Schedulable] = (0.9, 0.99),
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": tuple(betas)}, options)
+        super().__init__(params, {"lr": lr, "betas": betas}, options)
 
     @staticmethod
     def check(h: Values) -> None:

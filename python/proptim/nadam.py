@@ -97,7 +97,7 @@ class NAdam(Optimizer):
         momentum_decay: Schedulable = 4e-3,
         **options: Unpack[Options],
     ) -> None:
-        hyper = {"lr": lr, "betas": tuple(betas), "eps": eps, "momentum_decay": momentum_decay}
+        hyper = {"lr": lr, "betas": betas, "eps": eps, "momentum_decay": momentum_decay}
         super().__init__(params, hyper, options)
 
     @staticmethod

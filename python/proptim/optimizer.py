@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 import numpy as np
 
 from proptim import _backend, checkpoint
-from proptim._arrays import Array, as_array, check_writable, real_view
+from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
 from proptim._parameters import (
     Clock,
     Group,
@@ -26,6 +26,7 @@ from proptim._parameters import (
     match_gradients,
     parse_groups,
     parse_parameters,
+    state_arrays,
 )
 
 
@@ -59,6 +60,7 @@ class Cohort:
     clock: Clock
     active: bool
     members: list[Parameter]
+    stages: tuple[float, ...] = ()
 
 
 class Optimizer:
@@ -157,7 +159,7 @@ class Optimizer:
         self.grad_scale = options.get("grad_scale", 1.0)
         self.nonfinite = options.get("nonfinite", "propagate")
         self.max_skips = options.get("max_skips")
-        self.zero_grads = bool(options.get("zero_grads", False))
+        self._zero_grads = bool(options.get("zero_grads", False))
         self.flush_denormals = bool(options.get("flush_denormals", False))
         self.threads = options.get("threads", "auto")
         self.backend = options.get("backend") or _backend.backend()
@@ -204,6 +206,8 @@ class Optimizer:
                 raise ValueError(f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.defaults))}")
         group = Group({**self.defaults, **given}, self.fixed)
         fresh = parse_parameters(group, self._parameters, tuple(self.clock_start.values()))
+        bound = [(p.grad_label, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
+        check_disjoint([(p.label, p.array) for p in fresh], bound + state_arrays(self._parameters))
         self.settled(group, self._steps)
         for parameter in fresh:
             self._grow(parameter)
@@ -230,17 +234,19 @@ class Optimizer:
         group.values_now = h
         return h
 
-    def _grow(self, parameter: Parameter) -> bool:
+    @classmethod
+    def wanted(cls, group: Group) -> tuple[str, ...]:
+        """Names of the state arrays that the hyperparameters of a group ask for."""
+        return tuple(name for name in cls.states if name not in cls.optional or group[cls.optional[name]])
+
+    def _grow(self, parameter: Parameter) -> None:
         """Add the state arrays that the hyperparameters ask for and that are not there yet."""
-        group, grown = parameter.group, False
-        for name in self.states:
-            if name not in parameter.state and group[self.optional.get(name, "params")]:
-                assert group.values_now is not None
+        for name in self.wanted(parameter.group):
+            if name not in parameter.state:
+                assert parameter.group.values_now is not None
                 array = np.empty_like(parameter.array, subok=False)
-                real_view(array)[...] = self.initial(group.values_now, name)
+                real_view(array)[...] = self.initial(parameter.group.values_now, name)
                 parameter.state[name] = array
-                grown = True
-        return grown
 
     def _rebuild(self) -> None:
         """Put another plan in the place of the claimed one; the clocks are then with the parameters."""
@@ -250,13 +256,17 @@ class Optimizer:
 
     def _build(self) -> None:
         """Make the plan of all parameters."""
-        self._ready = False
+        self._ready = self._steady = False
+        wanted = {id(group): self.wanted(group) for group in self.param_groups}
+        arrays = [[p.state.get(s) if s in wanted[id(p.group)] else None for s in self.states] for p in self._parameters]
         segments = [
-            (real_view(p.array), *(real_view(p.state[s]) if s in p.state else None for s in self.states))
-            for p in self._parameters
+            (real_view(p.array), *(None if array is None else real_view(array) for array in state))
+            for p, state in zip(self._parameters, arrays, strict=True)
         ]
         self._plan = _backend.plan_type(self.backend)(type(self), segments, *_backend.thread_count(self.threads))
         self._plan.bind([None if g is None else real_view(g) for g in self._grads])
+        grown = all(p.state.keys() >= set(wanted[id(p.group)]) for p in self._parameters)
+        self._planned = list(wanted.values()) if grown else None  # state arrays in the plan, group by group
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group: a dict with "params" and the hyperparameters that differ from the defaults.
@@ -274,6 +284,7 @@ class Optimizer:
         object.__setattr__(self, name, value)
         if not name.startswith("_"):  # an option: look at everything again before the next step
             object.__setattr__(self, "_ready", False)
+            object.__setattr__(self, "_steady", False)
 
     # Gradients ---------------------------------------------------------------------------------------------------
 
@@ -296,6 +307,18 @@ class Optimizer:
         self._plan.bind([None if a is None else real_view(a) for a in arrays])
         self._given, self._grads = list(given), arrays
 
+    @property
+    def zero_grads(self) -> bool:
+        """Whether a step sets the gradients to zero; switching it on asks for writable ones."""
+        return self._zero_grads
+
+    @zero_grads.setter
+    def zero_grads(self, on: bool) -> None:
+        if on:
+            bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
+            check_gradients(bound, [], self._parameters, zero=True)
+        self._zero_grads = bool(on)
+
     def zero_grad(self) -> None:
         """Set the gradients that are bound, or were last passed, to zero."""
         bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
@@ -316,12 +339,7 @@ class Optimizer:
         """
         plain = type(grads) is list and not self.zero_grads
         # Nothing but gradients may have changed since the last step, whose coefficients stand in the plan.
-        if (
-            self._ready
-            and (plain or grads is None)
-            and all([g.values_now is not None for g in self.param_groups])  # noqa: C419 - a generator costs twice that
-            and self._plan.repeat(grads)
-        ):
+        if self._steady and (plain or grads is None) and self._unchanged() and self._plan.repeat(grads):
             if grads is not None:
                 self._given = self._grads = grads.copy()
             return
@@ -330,24 +348,37 @@ class Optimizer:
                 self._given = self._grads = grads.copy()
             elif grads is not None:
                 self._bind(grads)
-            self._refresh(self._steps)
-            factor = self._factor(self._steps)
-            if factor is None:
+            if not (self._ready and self._unchanged()) and not self._prepare():
                 return
-            cohorts = self._cohorts or self._gather()
-            steps = [self._row(c.group, c.clock, loss, factor) if c.active else None for c in cohorts]
-            self._plan.step([None if step is None else step[0] for step in steps])
+            cohorts = self._cohorts or ()
+            steps = [self.numbers(c.group, c.clock, loss) if c.active else None for c in cohorts]
+            self._plan.step([s and (*s[0], *c.stages) for s, c in zip(steps, cohorts, strict=True)])
             for cohort, step in zip(cohorts, steps, strict=True):
                 if step is not None:
                     cohort.clock = step[1]
             self._steps += 1
             self._round.clear()
-            self._ready = (
-                self.clip_norm is None
-                and self.nonfinite == "propagate"
-                and not callable(self.grad_scale)
-                and all(not g.scheduled and g.values_now and self.steady(g.values_now) for g in self.param_groups)
-            )
+            self._steady = self._ready and all(g.values_now and self.steady(g.values_now) for g in self.param_groups)
+
+    def _unchanged(self) -> bool:
+        """Whether no group has been touched since the last step."""
+        return None not in [group.values_now for group in self.param_groups]
+
+    def _prepare(self) -> bool:
+        """Look at everything that may have changed but the gradients' arrays; False if the step is to be skipped."""
+        self._refresh(self._steps)
+        factor = self._factor(self._steps)
+        if factor is None:
+            return False
+        for cohort in self._cohorts or self._gather():
+            cohort.stages = self.stages(cohort.group, factor, self.zero_grads, self.flush_denormals)
+        self._ready = (
+            self.clip_norm is None
+            and self.nonfinite == "propagate"
+            and not callable(self.grad_scale)
+            and not any(group.scheduled for group in self.param_groups)
+        )
+        return True
 
     def step_param(self, key: int | str, grad: Any) -> None:
         """Step one parameter, by name or index, as soon as its gradient exists and is still in cache.
@@ -370,8 +401,9 @@ class Optimizer:
             if factor is None:
                 return
             p = self._parameters[index]
-            row, clock = self._row(p.group, p.clock, None, factor)
-            self._plan.step_one(index, row)
+            coefs, clock = self.numbers(p.group, p.clock, None)
+            stages = self.stages(p.group, factor, self.zero_grads, self.flush_denormals)
+            self._plan.step_one(index, (*coefs, *stages))
             p.clock = clock
             if new_round:
                 self._steps += 1
@@ -392,15 +424,19 @@ class Optimizer:
 
     def _refresh(self, steps: int) -> None:
         """Take up what has changed in the groups since the last step."""
-        grown = False
-        for group in self.param_groups:
-            changed = group.values_now is None
-            if changed or group.scheduled:
-                self.settled(group, steps)
-            if changed:
-                grown |= any([self._grow(p) for p in self._parameters if p.group is group])  # noqa: C419 - grow all
-        if grown:
-            self._rebuild()
+        changed = [group for group in self.param_groups if group.values_now is None]
+        try:
+            for group in self.param_groups:
+                if group.values_now is None or group.scheduled:
+                    self.settled(group, steps)
+            if changed and self._planned != [self.wanted(group) for group in self.param_groups]:
+                for p in self._parameters:
+                    self._grow(p)
+                self._rebuild()
+        except BaseException:
+            for group in changed:
+                group.touched()
+            raise
 
     def _factor(self, steps: int, only: int = -1) -> float | None:
         """The factor on all gradients of this step, or None if the step is to be skipped."""
@@ -436,31 +472,30 @@ class Optimizer:
                 g[...] = 0
 
     @classmethod
-    def row(
-        cls, group: Group, clock: Clock, loss: float | None, factor: float, zero_grads: bool, flush: bool
-    ) -> tuple[tuple[float, ...], Clock]:
-        """Coefficients of the rule and then of the stages, and the clock after the step."""
+    def numbers(cls, group: Group, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
+        """Coefficients of the rule at the step after `clock`, and the clock after it."""
         h = group.values_now
         assert h is not None
         if cls.needs_loss(h):
             if loss is None:
                 raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
             loss = -float(loss) if h["maximize"] else float(loss)
-        coefs, after = cls.advance(h, clock, loss)
+        return cls.advance(h, clock, loss)
+
+    @staticmethod
+    def stages(group: Group, factor: float, zero_grads: bool, flush: bool) -> tuple[float, ...]:
+        """Coefficients of the stages, in the order of `_stages.NEUTRAL`."""
+        h = group.values_now
+        assert h is not None
         decoupled, clip = h["decoupled_weight_decay"], h["clip_value"]
         return (
-            *coefs,
-            # the stages, in the order of `_stages.NEUTRAL`
             1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,
             -factor if h["maximize"] else factor,
             math.inf if clip is None else clip,
             0.0 if decoupled else h["weight_decay"],
             float(zero_grads),
             float(flush),
-        ), after
-
-    def _row(self, group: Group, clock: Clock, loss: float | None, factor: float) -> tuple[tuple[float, ...], Clock]:
-        return self.row(group, clock, loss, factor, self.zero_grads, self.flush_denormals)
+        )
 
     # Clocks: with the cohorts while there are any, otherwise with the parameters ------------------------------------
 
@@ -483,7 +518,7 @@ class Optimizer:
             for p in cohort.members:
                 p.clock = cohort.clock
         self._cohorts = None
-        self._ready = False
+        self._ready = self._steady = False
 
     def _catch_up(self) -> None:
         """Count the steps that the plan has repeated by itself."""
@@ -540,7 +575,8 @@ class Optimizer:
         """
         with self._alone():
             checkpoint.restore(self, state_dict)
-            self._rebuild()
+            self._planned = None
+            self._refresh(self._steps)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `state_dict()` to an .npz file, which is there whole or not at all."""

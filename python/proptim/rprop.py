@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import Array, real_view, select
-from proptim._parameters import Clock, Values, check_number
+from proptim._parameters import Clock, Values, check_number, is_pair
 from proptim.optimizer import Optimizer, Options
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Rprop(Optimizer):
         variant: str = "rprop-",
         **options: Unpack[Options],
     ) -> None:
-        hyper = {"lr": lr, "etas": tuple(etas), "step_sizes": tuple(step_sizes), "variant": variant}
+        hyper = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "variant": variant}
         super().__init__(params, hyper, options)
 
     @staticmethod
@@ -151,9 +151,9 @@ class Rprop(Optimizer):
         check_number("learning rate", h["lr"])
         if h["variant"] not in VARIANTS:
             raise ValueError(f"Invalid variant: {h['variant']!r} (expected one of {', '.join(map(repr, VARIANTS))})")
-        if len(h["etas"]) != 2 or not 0.0 < h["etas"][0] < 1.0 < h["etas"][1] < math.inf:
+        if not is_pair(h["etas"]) or not 0.0 < h["etas"][0] < 1.0 < h["etas"][1] < math.inf:
             raise ValueError(f"Invalid eta values: {h['etas']} (expected 0 < eta_minus < 1 < eta_plus)")
-        if len(h["step_sizes"]) != 2 or not SMALLEST <= h["step_sizes"][0] <= h["step_sizes"][1] <= LARGEST:
+        if not is_pair(h["step_sizes"]) or not SMALLEST <= h["step_sizes"][0] <= h["step_sizes"][1] <= LARGEST:
             raise ValueError(
                 f"Invalid step sizes: {h['step_sizes']} (expected 2**-50 <= step_min <= step_max <= 2**37)"
             )
