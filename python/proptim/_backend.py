@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -45,6 +46,14 @@ def available_backends() -> dict[str, str]:
     return {"c": missing_core, "numba": no_numba, "numpy": ""}
 
 
+def _level_outside() -> int:
+    """The stacklevel at which a warning of the caller names the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] == "proptim" and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def backend() -> Literal["c", "numba", "numpy"]:
     """The backend of optimizers that name none: PROPTIM_BACKEND, or the best that runs here.
 
@@ -60,7 +69,7 @@ def backend() -> Literal["c", "numba", "numpy"]:
         warnings.warn(
             f"proptim steps with {chosen}: {missing_core}; set PROPTIM_BACKEND={chosen} to say that this is wanted",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=_level_outside(),
         )
     return chosen  # type: ignore[return-value]
 

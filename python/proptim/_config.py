@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 from proptim import _backend
@@ -13,6 +12,8 @@ from proptim._version import __version__
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # a tenth of a second of imports that stepping does not need
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -214,8 +214,8 @@ class Optimizer:
         group.data["params"] = [p.given for p in fresh]
         self.param_groups.append(group)
         self._parameters += fresh
-        self._given += [None] * len(fresh)
-        self._grads += [None] * len(fresh)
+        self._given = [*self._given, *[None] * len(fresh)]  # not in place: the two may be one list
+        self._grads = [*self._grads, *[None] * len(fresh)]
 
     @classmethod
     def settled(cls, group: Group, steps: int) -> Values:
