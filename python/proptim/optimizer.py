@@ -257,6 +257,7 @@ class Optimizer:
     def _build(self) -> None:
         """Make the plan of all parameters."""
         self._ready = self._steady = False
+        self._real = all(p.array.dtype.kind == "f" for p in self._parameters)
         wanted = {id(group): self.wanted(group) for group in self.param_groups}
         arrays = [[p.state.get(s) if s in wanted[id(p.group)] else None for s in self.states] for p in self._parameters]
         segments = [
@@ -281,6 +282,8 @@ class Optimizer:
             self._rebuild()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("threads", "backend") and "_plan" in vars(self):
+            raise AttributeError(f"{name} is fixed at construction; expected no change: make a new optimizer")
         object.__setattr__(self, name, value)
         if not name.startswith("_"):  # an option: look at everything again before the next step
             object.__setattr__(self, "_ready", False)
@@ -337,7 +340,7 @@ class Optimizer:
         Raises ValueError or TypeError for gradients that do not fit, RuntimeError if another thread is stepping
         this optimizer, FloatingPointError as `nonfinite` says; nothing has changed then.
         """
-        plain = type(grads) is list and not self.zero_grads
+        plain = type(grads) is list and self._real and not self._zero_grads
         # Nothing but gradients may have changed since the last step, whose coefficients stand in the plan.
         if self._steady and (plain or grads is None) and self._unchanged() and self._plan.repeat(grads):
             if grads is not None:
