@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -156,7 +156,7 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     for key, entry in saved["state"].items():
         counts[str(key)] = {k: v for k, v in entry.items() if not isinstance(v, np.ndarray)}
         arrays |= {f"state/{key}/{k}": v for k, v in entry.items() if isinstance(v, np.ndarray)}
-    rest = {**saved, "format": FORMAT, "state": counts}
+    rest = {**saved, "format": FORMAT, "state": counts, "arrays": list(arrays)}
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
@@ -172,21 +172,25 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:
     """Read back what `write` wrote; ValueError for anything else."""
-    try:
-        # Opened here: NumPy leaves a damaged file open.
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            rest: dict[str, Any] = json.loads(file["rest"].tobytes())
-            if rest.pop("format") != FORMAT:
-                raise ValueError("another format")
-            state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
-            for name in file.files:
-                if name != "rest":
-                    _, key, array = name.split("/")
-                    state[int(key)][array] = file[name]
-    except OSError:
-        raise
-    except Exception as error:  # whatever zip, zlib, NumPy and JSON raise on bytes that are not ours
-        raise ValueError(
-            f"{os.fspath(path)} cannot be read ({error}); expected a file written by Optimizer.save"
-        ) from error
+    with Path(path).open("rb") as raw:  # opened here: NumPy leaves a damaged file open
+        try:
+            return _parse(raw)
+        except Exception as error:  # whatever zip, zlib, NumPy and JSON raise on bytes that are not ours
+            raise ValueError(
+                f"{os.fspath(path)} cannot be read ({error}); expected a file written by Optimizer.save"
+            ) from error
+
+
+def _parse(raw: BinaryIO) -> dict[str, Any]:
+    with np.load(raw, allow_pickle=False) as file:
+        rest: dict[str, Any] = json.loads(file["rest"].tobytes())
+        if rest.pop("format") != FORMAT:
+            raise ValueError("another format")
+        names = rest.pop("arrays")
+        if {*file.files} != {"rest", *names}:  # a damaged directory may leave some out
+            raise ValueError("arrays are missing")
+        state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in rest["state"].items()}
+        for name in names:
+            _, key, array = name.split("/")
+            state[int(key)][array] = file[name]
     return {**rest, "state": state}

@@ -109,6 +109,8 @@ class OneShot:
         group = Group({**self.hyper, **keywords, "params": ()}, frozenset())
         h = rule.settled(group, max(step - 1, 0))
         wanted = rule.wanted(group)
+        if h["maximize"] and "prev_loss" in clock:
+            clock["prev_loss"] = -clock["prev_loss"]
         check_number("grad_scale value", grad_scale, low=-math.inf)
         p = Parameter("", None, param, as_array(param, "param"), group, ())
         for name in rule.states:

@@ -48,7 +48,12 @@ class Options(TypedDict, total=False):
     backend: Literal["c", "numba", "numpy"] | None
 
 
-GROUP_OPTIONS = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None}
+GROUP_OPTIONS: dict[str, Any] = {
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "clip_value": None,
+}
 """The options that a parameter group may override, with their defaults."""
 
 
@@ -104,7 +109,15 @@ class Optimizer:
     """Hyperparameters without effect after construction."""
     rule: Callable[..., tuple[Any, ...]]
 
+    flags: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that are true or false."""
+
     def __init_subclass__(cls) -> None:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.flags = (
+            *(k for k, v in GROUP_OPTIONS.items() if v is False),
+            *(p.name for p in parameters if p.default is False),
+        )
         if "rule" in vars(cls):
             cls.kernel = cls.__name__.lower()
             cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
@@ -182,8 +195,6 @@ class Optimizer:
 
     def _check_options(self) -> None:
         """Check the options that are not a group's."""
-        if self.nonfinite not in ("propagate", "skip", "raise"):
-            raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
         if self.max_skips is not None:
             check_number("max_skips value", self.max_skips)
         self._limits(0)
@@ -191,7 +202,9 @@ class Optimizer:
         _backend.plan_type(self.backend)
 
     def _limits(self, steps: int) -> tuple[float, float | None]:
-        """`grad_scale` and `clip_norm` after `steps` completed steps, checked."""
+        """`grad_scale` and `clip_norm` after `steps` completed steps, checked like all that can be set at any time."""
+        if self.nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
         scale, limit = at_step(self.grad_scale, steps), at_step(self.clip_norm, steps)
         check_number("grad_scale value", scale, low=-math.inf)
         if limit is not None:
@@ -227,6 +240,9 @@ class Optimizer:
                     "first step)"
                 )
         h = group.at(steps)
+        for key in cls.flags:
+            if not isinstance(h[key], (bool, np.bool_)):
+                raise TypeError(f"Invalid {key}: {h[key]!r} (expected True or False)")
         check_number("weight_decay value", h["weight_decay"])
         if h["clip_value"] is not None:
             check_number("clip_value", h["clip_value"])

@@ -1,0 +1,98 @@
+/*
+ * fpenv.c - results do not depend on the floating-point environment of the caller, and it is left as it was found, on
+ * every thread that takes a share: another rounding, and subnormals flushed as a library linked with -ffast-math has
+ * it.
+ */
+#include <fenv.h>
+
+#include "check.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+
+static unsigned long get_mode(void) { return _mm_getcsr(); }
+static void set_mode(unsigned long mode) { _mm_setcsr((unsigned)mode); }
+static const unsigned long FLUSH = 0x8040; /* FTZ and DAZ */
+#elif defined(__aarch64__)
+static unsigned long get_mode(void)
+{
+    unsigned long mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+static void set_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+static const unsigned long FLUSH = 1ul << 24; /* FZ */
+#else
+static unsigned long get_mode(void) { return (unsigned long)fegetround(); }
+static void set_mode(unsigned long mode) { (void)fesetround((int)mode); }
+static const unsigned long FLUSH = 0;
+#endif
+
+enum { N = 100, PARTS = 2 };
+static unsigned long normal, hostile;
+
+/* As if every share had a thread of its own, each with the hostile mode. */
+static proptim_ran in_turn(proptim_task *task, void *data, int parts)
+{
+    for (int part = 0; part < parts; part++) {
+        set_mode(hostile);
+        task(data, part, parts);
+        const unsigned long after = get_mode();
+        set_mode(normal);
+        CHECK(after == hostile, "part %d left mode %lx, found %lx", part, after, hostile);
+    }
+    return PROPTIM_RAN_PARALLEL;
+}
+
+static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode, double *param, double *sum)
+{
+    const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize_of(dtype);
+    const double tiny = dtype == PROPTIM_F32 ? 1e-41 : 1e-311;
+    double grad[N], partials[1];
+    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype };
+    proptim_row row = { .coefs = { 1.0 / 3 }, .active = 1 };
+    int finite;
+    for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);
+    for (size_t i = 0; i < N; i++) {
+        put(dtype, param, i, i % 2 ? tiny * (double)i : 1 + 0.1 * (double)i);
+        put(dtype, grad, i, i % 3 ? tiny : -0.7 * (double)i);
+    }
+    segment.arrays[PROPTIM_PARAMS] = param;
+    segment.arrays[PROPTIM_GRADS] = grad;
+    const proptim_view view = { grad, (proptim_dtype)dtype, 1, &shape, &stride };
+
+    set_mode(mode);
+    proptim_step(isa, PROPTIM_sgd, &segment, 1, &row, parts, parts > 1 ? in_turn : NULL);
+    if (parts > 1) set_mode(mode);
+    *sum = proptim_reduce(isa, &view, 1, partials, &finite);
+    const unsigned long after = get_mode();
+    set_mode(normal);
+    CHECK(after == mode, "%s left mode %lx, found %lx", isa->name, after, mode);
+}
+
+int main(void)
+{
+    static const int roundings[] = { FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO };
+    const proptim_isa *isas[MOST_ISAS];
+    const int n_isas = take_part(isas);
+    normal = get_mode();
+    if (!FLUSH) fprintf(stderr, "NOT RUN: flush-to-zero, unknown on this architecture\n");
+    for (int i = 0; i < n_isas; i++)
+        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
+            double expected[N], sum, got[N], got_sum;
+            run(isas[i], dtype, 1, normal, expected, &sum);
+            const uint64_t exponents = dtype == PROPTIM_F32 ? 0x7f800000u : 0x7ff0000000000000u;
+            const uint64_t bits = bits_at(dtype, expected, 1);
+            CHECK(bits && !(bits & exponents), "%s %s: no subnormal to be lost", isas[i]->name, dtypes[dtype]);
+            for (int r = 0; r < 4; r++)
+                for (int parts = 1; parts <= PARTS; parts++) {
+                    CHECK(!fesetround(roundings[r]), "rounding %d", r);
+                    hostile = get_mode() | FLUSH;
+                    set_mode(normal);
+                    run(isas[i], dtype, parts, hostile, got, &got_sum);
+                    CHECK(difference(dtype, got, expected, N) == N && got_sum == sum, "%s %s rounding %d, %d parts",
+                          isas[i]->name, dtypes[dtype], r, parts);
+                }
+        }
+    return 0;
+}

@@ -1,0 +1,43 @@
+/* simde/arm_neon.h - stands in for the compiler's header: the same intrinsics in portable C, by SIMDe. */
+#define SIMDE_NO_NATIVE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/arm/neon.h>
+
+/* What SIMDe 0.7 has not. */
+#if SIMDE_VERSION_MAJOR == 0 && SIMDE_VERSION_MINOR < 8
+#include <math.h>
+
+static inline float32x4_t vdivq_f32(float32x4_t a, float32x4_t b)
+{
+    float x[4], y[4];
+    vst1q_f32(x, a);
+    vst1q_f32(y, b);
+    for (int i = 0; i < 4; i++) x[i] /= y[i];
+    return vld1q_f32(x);
+}
+
+static inline float64x2_t vdivq_f64(float64x2_t a, float64x2_t b)
+{
+    double x[2], y[2];
+    vst1q_f64(x, a);
+    vst1q_f64(y, b);
+    for (int i = 0; i < 2; i++) x[i] /= y[i];
+    return vld1q_f64(x);
+}
+
+static inline float32x4_t vsqrtq_f32(float32x4_t a)
+{
+    float x[4];
+    vst1q_f32(x, a);
+    for (int i = 0; i < 4; i++) x[i] = sqrtf(x[i]);
+    return vld1q_f32(x);
+}
+
+static inline float64x2_t vsqrtq_f64(float64x2_t a)
+{
+    double x[2];
+    vst1q_f64(x, a);
+    for (int i = 0; i < 2; i++) x[i] = sqrt(x[i]);
+    return vld1q_f64(x);
+}
+#endif

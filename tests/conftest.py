@@ -1,0 +1,83 @@
+"""What runs here: the header says which backends and instruction sets are tested and which are not, and why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+import proptim
+from proptim import _backend
+from proptim.cli import selftest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+
+
+def runners() -> dict[str, tuple[str, str | None, str]]:
+    """Label -> (backend, instruction set, why it does not run here)."""
+    missing = _backend.available_backends()
+    isas = {path.stem.removeprefix("kernels_") for path in CSRC.glob("kernels_*.c")} | set(proptim.available_isas())
+    found: dict[str, tuple[str, str | None, str]] = {}
+    for isa in sorted(isas):
+        idle = missing["c"] or ("" if isa in proptim.available_isas() else f"{isa} does not run on this CPU")
+        found[f"c-{isa}"] = ("c", isa, idle)
+    return found | {name: (name, None, missing[name]) for name in ("numba", "numpy")}
+
+
+def pytest_report_header() -> list[str]:
+    """Default, tested and skipped backends."""
+    idle = [f"{label} ({why})" for label, (_, _, why) in runners().items() if why]
+    return [
+        f"proptim {proptim.__version__}: {_backend.backend()} {proptim.isa()}, threads {proptim.get_num_threads()}",
+        f"proptim runs: {', '.join(label for label, (_, _, why) in runners().items() if not why)}",
+        f"proptim skips: {'; '.join(idle) or 'nothing'}",
+    ]
+
+
+RUN_HERE = [pytest.param(where[:2], id=label) for label, where in runners().items() if not where[2]]
+
+
+@contextmanager
+def default(patch, name, isa):
+    """Make a backend and instruction set the default of all of proptim."""
+    patch.setattr(_backend, "_forced", name)
+    with selftest.isa(isa) if isa else nullcontext():
+        yield name
+
+
+@pytest.fixture(params=RUN_HERE)
+def backend(request, monkeypatch):
+    """Every backend that runs here in turn, C with every instruction set; it is the default meanwhile."""
+    with default(monkeypatch, *request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[p for p in RUN_HERE if p.id != "numpy"])
+def contestant(request, monkeypatch):
+    """As `backend`, without the oracle."""
+    with default(monkeypatch, *request.param) as name:
+        yield name
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Run a script in a new Python without our environment variables, but for those given; return what it prints."""
+
+    def run(script: str, *options: str, launcher: tuple[str, ...] = (), **variables: str) -> str:
+        ours = ("PROPTIM_BACKEND", "PROPTIM_ISA", "PROPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+        done = subprocess.run(
+            [*launcher, sys.executable, *options, "-c", script],
+            env={k: v for k, v in os.environ.items() if k not in ours} | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run

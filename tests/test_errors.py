@@ -1,0 +1,542 @@
+"""Every refusal: what it says, that it changed nothing, and that the optimizer goes on as if it had not been."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import proptim
+from proptim.cli.selftest import OPTIONS
+
+NAMES = list(proptim.OPTIMIZERS)
+CASES = [pytest.param(name, options, id=f"{name}-{i}") for name in NAMES for i, options in enumerate(OPTIONS[name])]
+SUPPORTED = "supported: float32, float64, complex64, complex128"
+NO_ARRAY = (
+    "expected a NumPy array, a torch CPU tensor, or an exporter of the buffer protocol or DLPack: convert it with "
+    "numpy.asarray"
+)
+ON_CPU = "expected an array in CPU memory: copy it to the CPU first"
+COLLECTION = "expected a sequence or dict of arrays"
+SHARED = "share memory; expected separate memory: pass a copy of one"
+NO_GRADIENTS = "step() has no gradients; pass them, step(grads), or bind them with grads= before"
+
+
+def exactly(text):
+    """A pattern for the whole of a message; "..." stands for anything."""
+    return "^" + re.escape(text).replace(r"\.\.\.", ".*") + "$"
+
+
+class Device:
+    """An exporter on some device."""
+
+    def __init__(self, kind, number=0):
+        self.device = kind, number
+
+    def __dlpack__(self, **options):
+        raise RuntimeError("not from here")
+
+    def __dlpack_device__(self):
+        return self.device
+
+
+class Broken:
+    """An exporter that fails."""
+
+    def __dlpack__(self, **options):
+        raise BufferError("never")
+
+
+def big_endian(values):
+    return values.astype(">f8")
+
+
+NOT_ARRAYS = {
+    "float16": (lambda v: v.astype("f2"), f"is float16; {SUPPORTED}: convert it with .astype"),
+    "int": (lambda v: v.astype("i8"), f"is int64; {SUPPORTED}: convert it with .astype"),
+    "bool": (lambda v: v > 0, f"is bool; {SUPPORTED}: convert it with .astype"),
+    "object": (lambda v: v.astype(object), f"is object; {SUPPORTED}: convert it with .astype"),
+    "text": (lambda v: v.astype("U3"), f"is str96; {SUPPORTED}: convert it with .astype"),
+    "big-endian": (big_endian, f"is float64 of foreign byte order; {SUPPORTED}: convert it with .astype"),
+    "bytes": (lambda v: v.tobytes(), f"is uint8; {SUPPORTED}: convert it with .astype"),
+    "bfloat16": (lambda v: torch.tensor(v).bfloat16(), f"is torch.bfloat16; {SUPPORTED}: convert it (...)"),
+    "half": (lambda v: torch.tensor(v).half(), f"is float16; {SUPPORTED}: convert it with .astype"),
+    "conjugate": (lambda v: torch.tensor(v + 1j).conj(), f"is torch.complex128; {SUPPORTED}: convert it (...)"),
+    "sparse": (lambda v: torch.tensor(v).to_sparse(), "has layout torch.sparse_coo; expected a strided tensor: ..."),
+    "meta": (lambda v: torch.tensor(v).to("meta"), "is on meta; expected a CPU tensor: move it with .cpu()"),
+    "module": (lambda v: torch.nn.Linear(2, 2), f"is Linear; {NO_ARRAY}"),
+    "CUDA": (lambda v: Device(2, 3), f"is on CUDA:3; {ON_CPU}"),
+    "device": (lambda v: Device(99), f"is on DLPack device type 99:0; {ON_CPU}"),
+    "failing": (lambda v: Device(1), f"is Device; {NO_ARRAY}"),
+    "broken": (lambda v: Broken(), f"is Broken; {NO_ARRAY}"),
+    "str": (lambda v: "weights", f"is str; {NO_ARRAY}"),
+    "number": (lambda v: 1.0, f"is float; {NO_ARRAY}"),
+    "set": (lambda v: {1.0}, f"is set; {NO_ARRAY}"),
+}  # fmt: skip
+
+
+def locked(values):
+    values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+READ_ONLY = {
+    "locked": locked,
+    "broadcast": lambda v: np.broadcast_to(v[:1], v.shape),
+    "of bytes": lambda v: np.frombuffer(v.tobytes()),
+    "memoryview": lambda v: memoryview(v.tobytes()).cast("d"),
+}
+REPEATED = {
+    "windows": lambda v: np.lib.stride_tricks.as_strided(v.copy(), v.shape, (0,)),
+    "expanded": lambda v: torch.ones(1, dtype=torch.float64).expand(len(v)),
+}
+W, B = np.array([1.0, -2.0, 3.0]), np.array([4.0, -4.0])
+GW, GB = np.array([0.5, -0.25, 1.0]), np.array([1.0, -1.0])
+
+
+def bits(*arrays):
+    return [np.asarray(a).tobytes() for a in arrays]
+
+
+def refused(error, message, action, *arrays):
+    """`action` raises exactly this and leaves the bytes of the arrays alone."""
+    before = bits(*arrays)
+    with pytest.raises(error, match=exactly(message)):
+        action()
+    assert bits(*arrays) == before
+
+
+def unharmed(name, options, error, message, action, grads=(GW, GB), **more):
+    """`action(opt)` is refused mid-run; then the run goes on like that of an optimizer never asked."""
+    ours, twins = [W.copy(), B.copy()], [W.copy(), B.copy()]
+    opt, twin = (proptim.OPTIMIZERS[name](ps, **options, **more) for ps in (ours, twins))
+    given = [g.copy() for g in grads]
+    for each in (opt, twin):
+        each.step(given if not more.get("zero_grads") else [g.copy() for g in given], loss=1.0)
+    state = pickle.dumps(opt.state_dict())
+    refused(error, message, lambda: action(opt), *ours, *given)
+    assert pickle.dumps(opt.state_dict()) == state
+    for each in (opt, twin):
+        each.step([g.copy() for g in grads], loss=0.5)
+    assert bits(*ours) == bits(*twins)
+    assert pickle.dumps(opt.state_dict()) == pickle.dumps(twin.state_dict())
+
+
+# Parameters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", NOT_ARRAYS)
+def test_parameter_is_no_array(problem):
+    """What is no supported array in CPU memory is refused by its place and name."""
+    make, message = NOT_ARRAYS[problem]
+    fine = B.copy()
+    refused(TypeError, f"params[1] {message}", lambda: proptim.SGD([fine, make(W)]), fine)
+    refused(TypeError, f'params[1] ("w") {message}', lambda: proptim.SGD({"b": fine, "w": make(W)}), fine)
+    unharmed("sgd", {}, TypeError, f"params[2] {message}", lambda o: o.add_param_group({"params": [make(W)]}))
+
+
+@pytest.mark.parametrize("problem", [*READ_ONLY, *REPEATED])
+def test_parameter_cannot_be_written(problem):
+    """Read-only parameters, and those whose elements share memory, are refused."""
+    make = (READ_ONLY | REPEATED)[problem]
+    what = "is read-only; expected a writable array" if problem in READ_ONLY else (
+        "has elements that share memory; expected one place per element")  # fmt: skip
+    given = make(W)
+    refused(ValueError, f"params[0] {what}: pass a copy", lambda: proptim.SGD([given]), given)
+    unharmed("adam", {}, ValueError, f"params[2] {what}: pass a copy", lambda o: o.add_param_group({"params": given}))
+
+
+def test_numpy_scalar_is_read_only():
+    """A NumPy scalar has no memory that could be stepped."""
+    refused(ValueError, "params[0] is read-only; ...", lambda: proptim.SGD([np.float64(1.0)]))
+
+
+@pytest.mark.parametrize("pair", [
+    lambda a: [a, a], lambda a: [a[:4], a[3:]], lambda a: [a[::2], a[4:]], lambda a: [a, torch.from_numpy(a)],
+    lambda a: [a.view(complex), a.view(complex).imag], lambda a: [a, a[::-1]], lambda a: [a, memoryview(a)[5:]],
+    lambda a: [a.reshape(2, 3).T, a.reshape(2, 3)[1]],
+])  # fmt: skip
+def test_parameters_share_memory(pair):
+    """The same memory twice is refused, however it is dressed, within a group and across groups."""
+    memory = np.arange(6.0)
+    first, second = pair(memory)
+    message = f"params[...] and params[...] {SHARED}"
+    refused(ValueError, message, lambda: proptim.SGD([first, second]), memory)
+    refused(ValueError, message, lambda: proptim.SGD([{"params": [first]}, {"params": {"b": second}["b"]}]), memory)
+    opt = proptim.SGD([first])
+    refused(ValueError, message, lambda: opt.add_param_group({"params": [second]}), memory)
+
+
+def test_interlaced_parameters_are_fine():
+    """Views of one array that have no byte in common are not refused."""
+    memory = np.arange(8.0)
+    proptim.SGD([memory[0::2], memory[1::2]], lr=1.0).step([np.ones(4), np.zeros(4)])
+    assert memory.tolist() == [-1, 1, 1, 3, 3, 5, 5, 7]
+
+
+COLLECTIONS = [
+    (lambda: W, TypeError, f"params is one ndarray; {COLLECTION}, or a sequence of groups: put it into a list"),
+    (lambda: torch.ones(2), TypeError, "params is one Tensor; ...: put it into a list"),
+    (lambda: None, TypeError, f"params is NoneType; {COLLECTION}"),
+    (lambda: 1.0, TypeError, f"params is float; {COLLECTION}"),
+    (list, ValueError, "optimizer got an empty parameter list; expected at least one array"),
+    (dict, ValueError, "optimizer got an empty parameter list; expected at least one array"),
+    (lambda: iter(()), ValueError, "optimizer got an empty parameter list; expected at least one array"),
+    (lambda: [W, {"params": B}], TypeError,
+     "params mixes groups and arrays; expected one kind: make every element a group"),
+    (lambda: {"params": [W]}, TypeError, "params is one group; expected a sequence of groups: put it into a list"),
+    (lambda: [{"lr": 0.1}], ValueError, "a parameter group has only ['lr']; expected the key \"params\" too"),
+    (lambda: [{"params": [W], "rate": 0.1}], ValueError, "unknown hyperparameter 'rate'; known here: ...lr...decay"),
+    (lambda: [{"params": None}], TypeError, f"params of a group is NoneType; {COLLECTION}"),
+    (lambda: {3: W}, TypeError, "parameter name 3 is int; expected a string"),
+    (lambda: [{"params": {"w": W}}, {"params": {"w": B}}], ValueError,
+     "parameter name 'w' is used twice; expected a name of its own in every group"),
+    (lambda: [{"params": {"w": W}}, {"params": [B]}], ValueError,
+     "some groups name their parameters and some do not; expected all or none: use dicts"),
+    (lambda: [{"params": [W], "lr": -1}], ValueError, "Invalid learning rate: -1 (expected a finite number >= 0)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), COLLECTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_collections(name, make, error, message):
+    """Parameters that are no collection of arrays or groups are refused."""
+    refused(error, message, lambda: proptim.OPTIMIZERS[name](make()), W, B)
+
+
+@pytest.mark.parametrize(("group", "error", "message"), [
+    ([W], TypeError, "param_group is list; expected a dict"),
+    ({"lr": 0.5}, ValueError, "a parameter group has only ['lr']; ..."),
+    ({"params": W.copy(), "lr": math.nan}, ValueError, "Invalid learning rate: nan (expected a finite number >= 0)"),
+    ({"params": W.copy(), "speed": 1}, ValueError, "unknown hyperparameter 'speed'; known here: ..."),
+    ({"params": {"w": W.copy()}}, ValueError, "some groups name their parameters and some do not; ..."),
+])  # fmt: skip
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_add_param_group(name, options, group, error, message):
+    """A group that is refused leaves the optimizer as it was."""
+    unharmed(name, options, error, message, lambda o: o.add_param_group(group))
+
+
+# Gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", NOT_ARRAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_is_no_array(name, problem):
+    """What is no array is refused as a gradient, the good ones beside it untouched."""
+    make, message = NOT_ARRAYS[problem]
+    unharmed(name, {}, TypeError, f"grads[0] {message}", lambda o: o.step([make(W), GB], loss=1.0))
+    unharmed(name, {}, TypeError, f"grads[0] {message}", lambda o: o.step_param(0, make(W)))
+
+
+FITTING = [
+    (lambda p: [GW, GB[:1]], ValueError, "grads[1] has shape (1,); expected (2,), the shape of params[1]"),
+    (lambda p: [np.stack([GW, GW], -1), GB], ValueError, "grads[0] has shape (3, 2); expected (3,), ..."),
+    (lambda p: [GW, GB[None]], ValueError, "grads[1] has shape (1, 2); expected (2,), the shape of params[1]"),
+    (lambda p: [GW.astype("f4"), GB], TypeError,
+     "grads[0] is float32; expected float64, the dtype of params[0]: convert it with .astype"),
+    (lambda p: [GW + 0j, GB], TypeError, "grads[0] is complex128; expected float64, ..."),
+    (lambda p: [p[0], GB], ValueError, f"grads[0] and params[0] {SHARED}"),
+    (lambda p: [GW, p[0][1:]], ValueError, f"... {SHARED}"),
+    (lambda p: [torch.from_numpy(p[0]), GB], ValueError, f"grads[0] and params[0] {SHARED}"),
+    (lambda p: [GW], ValueError, "grads has 1 arrays; expected 2, one per parameter"),
+    (lambda p: [], ValueError, "grads has 0 arrays; expected 2, one per parameter"),
+    (lambda p: iter([GW, GB, GB]), ValueError, "grads has 3 arrays; expected 2, one per parameter"),
+    (lambda p: [[GW], [GB]], ValueError, "grads has 2 groups; expected 1, one per parameter group"),
+    (lambda p: [[GW]], ValueError, "grads of group 0 has 1 arrays; expected 2, one per parameter"),
+    (lambda p: GW, TypeError, "grads is ndarray; expected a collection like params, with one array or None each"),
+    (lambda p: 1.0, TypeError, "grads is float; expected a collection like params, with one array or None each"),
+    (lambda p: {"w": GW}, ValueError, "grads has the unknown key 'w'; expected the names of params: [None, None]"),
+    (lambda p: [None, None], ValueError, NO_GRADIENTS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), FITTING)
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_gradients_do_not_fit(name, options, make, error, message):
+    """Gradients of another shape, dtype, number or nesting, or in the parameters' memory, are refused."""
+    params = [W.copy(), B.copy()]
+    opt = proptim.OPTIMIZERS[name](params, **options)
+    refused(error, message, lambda: opt.step(make(params), loss=1.0), *params)
+    twins = lambda o: [np.asarray(p) for p in o.param_groups[0]["params"]]  # noqa: E731
+    unharmed(name, options, error, message, lambda o: o.step(make(twins(o)), loss=1.0))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("sgd", "rprop")])
+def test_gradient_in_the_memory_of_the_state(name):
+    """State arrays that were taken from `state` are no gradients."""
+    state = proptim.OPTIMIZERS[name].states[0]
+    unharmed(name, {}, ValueError, f"... {SHARED}", lambda o: o.step([GW, o.state[1][state]], loss=1.0))
+    unharmed(name, {}, ValueError, f"... {SHARED}", lambda o: o.add_param_group({"params": [o.state[1][state]]}))
+
+
+def test_parameter_in_the_memory_of_a_gradient():
+    """A group cannot be added whose parameter is a gradient already bound."""
+    unharmed("sgd", {}, ValueError, f"... {SHARED}", lambda o: o.add_param_group({"params": [o._grads[0]]}))
+
+
+@pytest.mark.parametrize(("grads", "message"), [
+    ({"w": GW}, "grads has no 'b'; expected every name of params, None to leave one out"),
+    ({"w": GW, "b": GB, "c": GB}, "grads has the unknown key 'c'; expected the names of params: ['w', 'b']"),
+    ({"w": GB, "b": GB}, 'grads[0] ("w") has shape (2,); expected (3,), the shape of params[0] ("w")'),
+])  # fmt: skip
+def test_named_gradients(grads, message):
+    """Messages name parameters that have names."""
+    params = {"w": W.copy(), "b": B.copy()}
+    opt = proptim.SGD(params)
+    refused(ValueError, message, lambda: opt.step(grads), *params.values())
+    refused(ValueError, message, lambda: proptim.SGD(params, grads=grads), *params.values())
+
+
+def test_reals_are_no_complex_gradients():
+    """Pairs of reals have the memory of complex gradients, and are refused all the same, mid-run too."""
+    for bad in (np.ones((3, 2)), np.ones(3), np.ones(6)):
+        params = [W + 1j * W]
+        opt = proptim.SGD(params)
+        message = "grads[0] is float64; expected complex128, the dtype of params[0]: convert it with .astype"
+        for _ in range(2):
+            refused(TypeError, message, lambda o=opt, g=bad: o.step([g]), *params)
+            opt.step([GW - 1j * GW])
+            opt.step([GW - 1j * GW])
+
+
+@pytest.mark.parametrize(("grads", "message"), [
+    (lambda: [locked(GW), GB.copy()], "grads[0] is read-only; expected a writable array: pass a copy"),
+    (lambda: [REPEATED["windows"](GW), GB.copy()], "grads[0] has elements that share memory; ..."),
+    (lambda: (lambda a: [a[:3], a[2:4]])(np.ones(4)), f"grads[...] and grads[...] {SHARED}"),
+])  # fmt: skip
+def test_gradients_to_be_zeroed(grads, message):
+    """zero_grads asks for gradients that can be written, when they come and when it is switched on."""
+    unharmed("sgd", {}, ValueError, message, lambda o: o.step(grads()), zero_grads=True)
+    opt = proptim.SGD([W.copy(), B.copy()], grads=grads())
+    refused(ValueError, message, lambda: setattr(opt, "zero_grads", True))
+    assert not opt.zero_grads
+    if "read" in message or "elements" in message:
+        refused(ValueError, message, opt.zero_grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradients(name):
+    """step() before there are gradients, and step_param without one."""
+    params = [W.copy(), B.copy()]
+    opt = proptim.OPTIMIZERS[name](params)
+    refused(ValueError, NO_GRADIENTS, opt.step, *params)
+    unharmed(name, {}, TypeError, "grads[1] is None; expected an array", lambda o: o.step_param(1, None))
+
+
+def test_step_param():
+    """step_param refuses keys that it does not know, the global norm, and rules that want the loss."""
+    for key in (2, -1, "w", None, 0.0):
+        unharmed(
+            "sgd",
+            {},
+            ValueError,
+            f"unknown parameter {key!r}; expected one of: 0 to 1",
+            lambda o, k=key: o.step_param(k, GW),
+        )
+    named = proptim.SGD({"w": W.copy()})
+    refused(ValueError, "unknown parameter 'b'; expected one of: ['w']", lambda: named.step_param("b", GB))
+    message = "step_param cannot clip the global norm; expected step() with all gradients"
+    unharmed("sgd", {}, ValueError, message, lambda o: o.step_param(0, GW), clip_norm=1.0)
+    irprop = {"variant": "irprop+"}
+    message = "irprop+ compares losses; expected step(..., loss=the loss)"
+    for action in (lambda o: o.step_param(0, GW), lambda o: o.step(), lambda o: o.step([GW, GB])):
+        unharmed("rprop", irprop, ValueError, message, action)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nonfinite_raise(name, dtype):
+    """nonfinite="raise" names the parameter and the first bad element."""
+    params = {"b": np.ones((), dtype), "w": np.ones((2, 3), dtype)}
+    opt = proptim.OPTIMIZERS[name](params, nonfinite="raise")
+    grads = {"b": np.ones((), dtype), "w": np.ones((2, 3), dtype)}
+    grads["w"][1, 1:] = math.nan, math.inf
+    message = 'grads[1] ("w") is ...nan... at index (1, 1); expected finite gradients'
+    refused(FloatingPointError, message, lambda: opt.step(grads), *params.values())
+    grads["b"][...] = -math.inf
+    refused(FloatingPointError, 'grads[0] ("b") is ...-inf... at index (); ...', opt.step, *params.values())
+    refused(FloatingPointError, message, lambda: opt.step_param("w", grads["w"]), *params.values())
+    assert opt.steps == opt.skipped == 0
+
+
+# Hyperparameters and options ---------------------------------------------------------------------------------------
+
+NUMBERS = [(-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), (-math.inf, ValueError),
+           ("0.1", TypeError), (None, TypeError), (1j, TypeError), ((0.1,), TypeError)]  # fmt: skip
+POSITIVE, DECAY, ANY = "a finite number >= 0", "a number >= 0 and < 1", "a finite number"
+BETAS = "expected two numbers >= 0 and < 1"
+ETAS = "expected 0 < eta_minus < 1 < eta_plus"
+SIZES = "expected 2**-50 <= step_min <= step_max <= 2**37"
+
+
+@pytest.mark.parametrize(("value", "error"), NUMBERS, ids=repr)
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_rates(name, value, error):
+    """Every optimizer refuses what is no learning rate, at once, in a group, from a schedule and set later."""
+    cls, message = proptim.OPTIMIZERS[name], f"Invalid learning rate: {value!r} (expected {POSITIVE})"
+    refused(error, message, lambda: cls([W], lr=value), W)
+    refused(error, message, lambda: cls([{"params": [W]}, {"params": [B], "lr": value}], lr=0.1), W)
+    if name == "rprop":
+        return
+    refused(error, message, lambda: cls([W], lr=lambda k: value), W)
+
+    def later(opt):
+        opt.param_groups[0]["lr"] = value
+        try:
+            opt.step()
+        finally:
+            opt.param_groups[0]["lr"] = 0.1
+
+    unharmed(name, {"lr": 0.1}, error, message, later)
+    params = [W.copy()]
+    opt = cls(params, lr=lambda k: (0.1, 0.1, value)[k], grads=[GW])
+    opt.step()
+    opt.step()
+    refused(error, message, opt.step, *params)
+    assert opt.steps == opt.state[0]["step"] == 2
+    opt.lr = 0.1
+    opt.step()
+
+
+BAD = [
+    *[("sgd", {"momentum": v}, f"Invalid momentum value: {v} (expected {POSITIVE})") for v in (-0.1, math.nan)],
+    *[("sgd", {"dampening": v}, f"Invalid dampening value: {v} (expected {ANY})") for v in (math.nan, -math.inf)],
+    *[("sgd", {"nesterov": True, **more}, "Nesterov momentum requires a momentum and zero dampening")
+      for more in ({}, {"momentum": 0.9, "dampening": 0.1})],
+    ("rmsprop", {"nesterov": True}, "Nesterov momentum requires a momentum"),
+    *[("rmsprop", {"alpha": v}, f"Invalid alpha value: {v} (expected {DECAY})") for v in (1.0, -0.1, math.nan)],
+    ("rmsprop", {"momentum": -0.1}, f"Invalid momentum value: -0.1 (expected {POSITIVE})"),
+    ("rmsprop", {"initial_square_avg": -1}, f"Invalid initial_square_avg value: -1 (expected {POSITIVE})"),
+    ("adagrad", {"lr_decay": -0.1}, f"Invalid lr_decay value: -0.1 (expected {POSITIVE})"),
+    ("adagrad", {"initial_accumulator_value": -1}, "Invalid initial_accumulator_value value: -1 (...)"),
+    *[("adadelta", {"rho": v}, f"Invalid rho value: {v} (expected {DECAY})") for v in (1.0, -0.1)],
+    ("nadam", {"momentum_decay": -1.0}, f"Invalid momentum_decay value: -1.0 (expected {POSITIVE})"),
+    *[(n, {"eps": -1e-8}, f"Invalid epsilon value: -1e-08 (expected {POSITIVE})")
+      for n in ("rmsprop", "adagrad", "adadelta", "adam", "adamw", "nadam")],
+    *[(n, {"betas": v}, f"Invalid betas: {v} ({BETAS})")
+      for n in ("adam", "adamw", "nadam", "lion") for v in (0.9, (0.9,), (0.9, 0.9, 0.9), None, "ab")],
+    *[(n, {"betas": v}, f"Invalid beta parameter at index {i}: {v[i]} (expected {DECAY})")
+      for n in ("adam", "adamw", "nadam", "lion") for i, v in enumerate([(1.0, 0.9), (0.9, -0.1)])],
+    *[("rprop", {"etas": v}, f"Invalid eta values: {v} ({ETAS})")
+      for v in ((0.5, 1.0), (1.0, 1.2), (0.0, 1.2), (1.2, 0.5), (0.5, math.inf), (math.nan, 2.0), 0.5, (1,), ("a", 2))],
+    *[("rprop", {"step_sizes": v}, f"Invalid step sizes: {v} ({SIZES})")
+      for v in ((2.0**-51, 1.0), (1.0, 2.0**38), (2.0, 1.0), (math.nan, 1.0), 1.0, (1.0, 2.0, 3.0), None)],
+    ("rprop", {"variant": "rprop"},
+     "Invalid variant: 'rprop' (expected one of 'rprop-', 'irprop-', 'rprop+', 'irprop+')"),
+    ("rprop", {"lr": abs},
+     "Invalid lr: a schedule (expected a number: Rprop reads lr only once, before the first step)"),
+    *[(n, {k: v}, f"Invalid {label}: {v} (expected {POSITIVE})") for n in NAMES for v in (-0.1, math.nan, math.inf)
+      for k, label in (("weight_decay", "weight_decay value"), ("clip_value", "clip_value"))],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "hyper", "message"), BAD)
+def test_hyperparameters(name, hyper, message):
+    """Every hyperparameter out of range is refused at construction, in a group, and when it is set later."""
+    cls = proptim.OPTIMIZERS[name]
+    refused(ValueError, message, lambda: cls([W], **hyper), W)
+    refused(ValueError, message, lambda: cls([{"params": [W], **hyper}]), W)
+    if cls.fixed & hyper.keys():
+        return
+
+    def later(opt):
+        group = opt.param_groups[0]
+        before = dict(group)
+        group.update(hyper)
+        try:
+            opt.step(loss=1.0)
+        finally:
+            group.update({key: before[key] for key in hyper})
+
+    unharmed(name, {}, ValueError, message, later)
+
+
+@pytest.mark.parametrize(("option", "error", "message"), [
+    ({"clip_norm": -1.0}, ValueError, f"Invalid clip_norm value: -1.0 (expected {POSITIVE})"),
+    ({"clip_norm": "1"}, TypeError, f"Invalid clip_norm value: '1' (expected {POSITIVE})"),
+    ({"clip_norm": lambda k: math.nan}, ValueError, f"Invalid clip_norm value: nan (expected {POSITIVE})"),
+    ({"grad_scale": math.inf}, ValueError, f"Invalid grad_scale value: inf (expected {ANY})"),
+    ({"grad_scale": None}, TypeError, f"Invalid grad_scale value: None (expected {ANY})"),
+    ({"max_skips": -1}, ValueError, f"Invalid max_skips value: -1 (expected {POSITIVE})"),
+    ({"nonfinite": "no"}, ValueError, "Invalid nonfinite policy: 'no' (expected 'propagate', 'skip' or 'raise')"),
+    ({"backend": "cuda"}, ValueError, "Invalid backend: 'cuda' (expected one of 'c', 'numba', 'numpy')"),
+    *[({"threads": v}, ValueError, f"threads is {v!r}; expected a whole number of at least 1")
+      for v in (0, -1, 1.5, math.inf, None, "all")],
+])  # fmt: skip
+@pytest.mark.parametrize("name", NAMES)
+def test_options(name, option, error, message):
+    """Options that are not legal are refused at construction, those read at every step also when they are set."""
+    refused(error, message, lambda: proptim.OPTIMIZERS[name]([W], **option), W)
+    (key, value), params = *option.items(), [W.copy()]
+    if key in ("clip_norm", "grad_scale", "nonfinite"):
+        opt = proptim.OPTIMIZERS[name](params, grads=[GW])
+        opt.step()
+        setattr(opt, key, value)
+        refused(error, message, opt.step, *params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_names(name):
+    """Unknown keywords and hyperparameters are refused with those that there are."""
+    cls = proptim.OPTIMIZERS[name]
+    message = f"{cls.__name__} got an unexpected keyword argument 'fused'; expected some of: lr, ...grads, ...backend"
+    refused(TypeError, message, lambda: cls([W], fused=True), W)
+    opt = cls([W.copy()])
+    group, known = opt.param_groups[0], ", ".join(sorted(opt.param_groups[0]))
+    refused(ValueError, f"unknown hyperparameter 'rate'; known here: {known}", lambda: group.update(rate=1))
+    refused(ValueError, "hyperparameter 'lr' cannot be removed; ...", lambda: group.pop("lr"))
+    for key in ("params", *cls.fixed):
+        message = f"{key!r} has no effect after construction; expected no change: make a new optimizer"
+        refused(ValueError, message, lambda k=key: group.update({k: 1.0}))
+    assert ", ".join(sorted(group)) == known
+
+
+@pytest.mark.parametrize("count", [0, -3, 1.5, "two", None, math.nan])
+def test_number_of_threads(count):
+    """set_num_threads wants a whole number."""
+    before = proptim.get_num_threads()
+    message = f"number of threads is {count!r}; expected a whole number of at least 1"
+    refused(ValueError, message, lambda: proptim.set_num_threads(count))
+    assert proptim.get_num_threads() == before
+
+
+def test_stepping_from_a_schedule():
+    """A schedule that steps its own optimizer is told so."""
+    busy = "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+    armed = []
+    opt = proptim.SGD([W.copy()], lr=lambda k: (armed and opt.step([GW])) or 0.1)
+    armed.append(True)
+    refused(RuntimeError, busy, lambda: opt.step([GW]), *opt.param_groups[0]["params"])
+    armed.clear()
+    opt.step([GW])
+    assert opt.steps == 1
+
+
+def test_memory_runs_out(monkeypatch):
+    """An allocation that fails half-way leaves everything as it was, and the change is taken up later."""
+    whole, calls = np.empty_like, []
+
+    def scarce(*args, **options):
+        calls.append(None)
+        if len(calls) == 2:
+            raise MemoryError
+        return whole(*args, **options)
+
+    def starve(opt):
+        opt.param_groups[0]["momentum"] = 0.9
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "empty_like", scarce)
+            opt.step()
+
+    params = [W.copy(), B.copy()]
+    opt = proptim.SGD(params, grads=[GW, GB])
+    opt.step()
+    refused(MemoryError, "", lambda: starve(opt), *params)
+    opt.step()
+    assert [s["momentum_buffer"].tolist() for s in opt.state.values()] == [GW.tolist(), GB.tolist()]
