@@ -108,16 +108,14 @@ def check_spread(backend, name, options, stages, lengths, dtype, shift, grads, t
         for j, (key, array) in enumerate(whole.items())
     }
 
-    def plan(kind, arrays, **how):
+    def plan(kind, arrays):
         segments = [tuple(a.get(key) for key in ("param", *opt.states)) for a in arrays]
-        made = _backend.plan_type(kind)(type(opt), segments, how.get("threads", 1), False)
+        made = _backend.plan_type(kind)(type(opt), segments, threads, False)
         made.bind([a["grad"] for a in arrays])
         return made
 
     oracle = plan("numpy", [whole])
-    tested = plan(
-        backend, [{key: spread[key].pieces[i] for key in names} for i in range(len(lengths))], threads=threads
-    )
+    tested = plan(backend, [{key: spread[key].pieces[i] for key in names} for i in range(len(lengths))])
     for grad, row in zip(grads, steps(name, options, stages), strict=False):
         whole["grad"][:] = grad
         spread["grad"].set(grad)

@@ -1,4 +1,4 @@
-"""Every optimizer gets to the bottom of a narrow bowl and of Rosenbrock's valley; and what a few rules do on the way."""
+"""Every optimizer gets to the bottom of a bowl and of Rosenbrock's valley; and what a few rules do on the way."""
 
 from __future__ import annotations
 

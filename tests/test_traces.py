@@ -49,6 +49,18 @@ def test_rprop_on_quadratic(backend, variant):
     np.testing.assert_allclose(x, QUADRATIC[variant], **EXACT)
 
 
+@pytest.mark.parametrize(("loss", "expected"), [(1.0, -0.1), (2.0, -0.1), (np.nextafter(2.0, 3.0), 0.0)])
+def test_irprop_plus_takes_back_only_what_did_harm(backend, loss, expected):
+    """A change of sign takes the last move back if the loss has risen strictly; maximize turns that round."""
+    for maximize in (False, True):
+        param = np.zeros(9)
+        opt = proptim.Rprop([param], lr=0.1, variant="irprop+", maximize=maximize)
+        sign = -1.0 if maximize else 1.0
+        opt.step([np.full(9, sign)], loss=sign * 2.0)
+        opt.step([np.full(9, -sign)], loss=sign * loss)
+        assert (param == expected).all()
+
+
 def test_rprop_looks_at_signs_only(backend):
     """Gradients too small or too large for their product step as ordinary ones do."""
     signs = np.array([1, 1, -1, -1, 1, 0, 1], np.float32)

@@ -49,7 +49,7 @@ static inline int take_part(const proptim_isa **isas)
     for (int i = 0; proptim_isa_at(i); i++) {
         const proptim_isa *isa = proptim_isa_at(i);
         const int runs = proptim_isa_runs(isa);
-        fprintf(stderr, " %s%s", isa->name, runs ? "" : " (NOT RUN: this CPU has it not)");
+        fprintf(stderr, " %s%s", isa->name, runs ? "" : " (NOT RUN: not on this CPU)");
         if (runs) isas[count++] = isa;
     }
     for (int i = 0; i < EMULATED_ISAS; i++) {
