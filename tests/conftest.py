@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def runners() -> dict[str, tuple[str, str | None, str]]:
         idle = missing["c"] or ("" if isa in proptim.available_isas() else f"{isa} does not run on this CPU")
         found[f"c-{isa}"] = ("c", isa, idle)
     return found | {name: (name, None, missing[name]) for name in ("numba", "numpy")}
+
+
+with warnings.catch_warnings():  # without the compiled core it is told once, here; the header says it too
+    warnings.simplefilter("ignore", RuntimeWarning)
+    proptim.backend()
 
 
 def pytest_report_header() -> list[str]:

@@ -102,8 +102,7 @@ def test_every_backend(contestant, name):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["aligned", "packed"])
 def test_field_of_records(backend, packed):
-    """One field of an array of records steps as its copy does and leaves the other fields; also where, packed without
-    gaps, its numbers are not even aligned."""
+    """One field of an array of records, aligned or not, steps as its copy does, and the other fields stay."""
     for dtype in (np.float32, np.float64):
         kind = np.dtype([("tag", np.uint8), ("weight", dtype), ("rest", np.uint8)], align=not packed)
         params, grads = np.zeros(100, kind), np.zeros(100, kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 import numpy as np
@@ -20,6 +19,7 @@ SIZES = {
     "fewer shares than threads": [0, 65],
 }
 LOSSES = (3.0, 2.0, 2.5)
+needs_core = pytest.mark.skipif(bool(_backend.missing_core), reason=_backend.missing_core)
 
 
 def bits(name, sizes, options, threads, steps=3):
@@ -236,14 +236,14 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() on this system")
-@pytest.mark.skipif(bool(_backend.missing_core), reason=_backend.missing_core)
+@needs_core
 @pytest.mark.parametrize("threads_before", [True, False], ids=["after", "before"])
 def test_fork(fresh, threads_before):
     """A child forked after threaded steps steps on, serially and with one warning; one forked before, with threads."""
     assert fresh(FORKED % threads_before, "-W", "ignore::DeprecationWarning") == "done"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="os.fork and pipes as Unix has them")
+@needs_core
 def test_spawn(fresh, tmp_path):
     """A worker started with spawn steps with threads, without a warning."""
     (tmp_path / "worker.py").write_text(
