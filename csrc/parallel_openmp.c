@@ -4,7 +4,7 @@
  *
  * One parallel region per step with one share per thread; serial when already inside a region.  After fork() the pool
  * of libgomp is dead in the child and a region would wait for it for ever (xgboost #7044, faiss #5206), so a process
- * other than the one that first came here runs all shares itself.
+ * other than proptim_openmp_process runs all shares itself.
  */
 #include "parallel_openmp.h"
 
@@ -17,13 +17,15 @@ static long process(void) { return 1; } /* no fork() */
 static long process(void) { return (long)getpid(); }
 #endif
 
+long proptim_openmp_process; /* written under the GIL or with the same value */
+
 proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts)
 {
-    static long owner; /* written under the GIL or with the same value */
-    if (!owner) owner = process();
-    if (owner != process() || omp_in_parallel()) {
+    const long here = process();
+    if (!proptim_openmp_process) proptim_openmp_process = here;
+    if (proptim_openmp_process != here || omp_in_parallel()) {
         task(data, 0, 1);
-        return owner != process() ? PROPTIM_RAN_FORKED : PROPTIM_RAN_SERIAL;
+        return proptim_openmp_process != here ? PROPTIM_RAN_FORKED : PROPTIM_RAN_SERIAL;
     }
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
     for (int part = 0; part < parts; part++) task(data, part, parts);

@@ -5,6 +5,7 @@
  * (kernels_type.inc); the blocks of all arrays in turn are added in pairs, neighbours first.
  */
 #include <math.h>
+#include <stdint.h>
 
 #include "fpenv.h"
 #include "isa.h"
@@ -20,6 +21,7 @@ static size_t size_of(const proptim_view *v)
 static int is_dense(const proptim_view *v, size_t itemsize)
 {
     ptrdiff_t stride = (ptrdiff_t)itemsize;
+    if ((uintptr_t)v->data % itemsize != 0) return 0;
     for (int d = v->ndim - 1; d >= 0; stride *= v->shape[d], d--)
         if (v->shape[d] != 1 && v->strides[d] != stride) return 0;
     return 1;

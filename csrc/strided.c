@@ -76,6 +76,7 @@ void proptim_layout(proptim_segment *s)
         int dense = 1;
         if (s->arrays[j]) {
             size_t stride = itemsize;
+            dense = (uintptr_t)s->arrays[j] % itemsize == 0; /* a field of a packed record is gathered */
             for (int d = ndim - 1; d >= 0; stride *= s->shape[d], d--)
                 dense = dense && s->strides[j][d] == (ptrdiff_t)stride;
         }

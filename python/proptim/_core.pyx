@@ -51,6 +51,8 @@ cdef enum:
     TRIALS = 12         # steps of one look, serial and parallel in turn; the first of each kind warms up
     LOOK_AGAIN = 2000   # steps until the next look: the machine may be busier or idler by then
 
+process = os.getpid()
+
 cdef const proptim_isa *_isa = NULL
 cdef proptim_parallel *_parallel = NULL
 cdef bint _looked_for_parallel = False, _told_forked = False
@@ -553,6 +555,6 @@ cdef int tell_forked() except -1:
     global _told_forked
     if not _told_forked:
         _told_forked = True
-        warnings.warn("proptim steps on one thread in this process: it was forked after threads had been used; start "
-                      "workers with the 'spawn' method to have threads in them", RuntimeWarning, stacklevel=3)
+        warnings.warn("proptim steps on one thread in this process, which was forked; start workers with the 'spawn' "
+                      "method to have threads in them", RuntimeWarning, stacklevel=3)
     return 0
