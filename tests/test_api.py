@@ -93,13 +93,14 @@ FOREIGN = {
 @pytest.mark.parametrize("name", NAMES)
 def test_foreign_arrays(name, kind):
     """Arrays from anywhere are stepped in their own memory, with gradients from anywhere."""
-    p, g = FOREIGN[kind](W), FOREIGN[kind](GW)
-    opt = run([p], [g], name, lr=0.1)
     expected = W.copy()
     run([expected], [GW], name, lr=0.1)
-    seen = p.values if kind == "dlpack" else p.detach() if "torch" in kind else p
-    assert np.array_equal(np.asarray(seen).ravel(), expected.ravel())
-    assert opt.param_groups[0]["params"][0] is p
+    for backend in (None, "numpy"):
+        p, g = FOREIGN[kind](W), FOREIGN[kind](GW)
+        opt = run([p], [g], name, lr=0.1, backend=backend)
+        seen = p.values if kind == "dlpack" else p.detach() if "torch" in kind else p
+        assert np.array_equal(np.asarray(seen).ravel(), expected.ravel())
+        assert opt.param_groups[0]["params"][0] is p
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

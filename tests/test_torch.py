@@ -215,6 +215,20 @@ def test_state_comes_from_torch(name, dtype, seed, begin):
         pair.check()
 
 
+def test_damped_momentum_comes_from_torch():
+    """torch.optim.SGD keeps no step count: a momentum buffer says that the undamped first step is over."""
+    hyper = {"lr": 0.5, "momentum": 0.5, "dampening": 0.25}
+    theirs, mine = torch.ones(1, dtype=torch.float64), np.ones(1)
+    optimizer, ours = torch.optim.SGD([theirs], **hyper), proptim.SGD([mine], **hyper)
+    theirs.grad = torch.ones(1, dtype=torch.float64)
+    optimizer.step()
+    mine[...] = theirs.numpy()
+    ours.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    ours.step([np.ones(1)])
+    assert mine[0] == theirs.item() == -0.125
+
+
 @pytest.mark.parametrize("name", proptim.OPTIMIZERS)
 def test_tensors_are_stepped_in_place(name):
     """Parameters of a torch module and their gradients, transposed views too, give the bits that arrays give."""

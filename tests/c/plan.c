@@ -31,11 +31,12 @@ static size_t product(const size_t *shape, int ndim)
     return n;
 }
 
-static struct strided strided(const size_t *shape, int ndim, const struct layout *layout, size_t itemsize)
+/* `shift` bytes off the alignment that malloc gives. */
+static struct strided strided(const size_t *shape, int ndim, const struct layout *layout, size_t itemsize, size_t shift)
 {
     struct strided a = { .bytes = itemsize, .itemsize = itemsize, .ndim = ndim };
     ptrdiff_t run = (ptrdiff_t)itemsize;
-    size_t start = 0;
+    size_t start = shift;
     for (int o = ndim - 1; o >= 0; o--) {
         const int d = layout->order[o], step = layout->step[d];
         const size_t reach = shape[d] ? (shape[d] - 1) * (size_t)(run * abs(step)) : 0;
@@ -46,6 +47,7 @@ static struct strided strided(const size_t *shape, int ndim, const struct layout
         if (step) run *= abs(step) * (ptrdiff_t)(shape[d] ? shape[d] : 1);
     }
     if (product(shape, ndim) == 0) a.bytes = start = 0;
+    a.bytes += start ? shift : 0;
     a.memory = (unsigned char *)malloc(a.bytes);
     CHECK(a.memory || !a.bytes, "out of memory");
     memset(a.memory, CANARY, a.bytes);
