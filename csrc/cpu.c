@@ -52,7 +52,14 @@ static int has(unsigned leaf7_ebx, unsigned state)
 
 int proptim_cpu_avx2(void) { return has(AVX2, XCR0_AVX); }
 
-int proptim_cpu_avx512(void) { return has(AVX2 | AVX512F | AVX512DQ, XCR0_AVX512); }
+int proptim_cpu_avx512(void)
+{
+#ifdef __APPLE__
+    return 0; /* Darwin switches the state on thread by thread, and has lost opmask registers on the way */
+#else
+    return has(AVX2 | AVX512F | AVX512DQ, XCR0_AVX512);
+#endif
+}
 
 /*
  * On the first Intel generations with AVX-512 a few 512-bit instructions lower the clock of everything around them, and

@@ -63,7 +63,7 @@ static void run_range(const struct step *step, const proptim_segment *s, size_t 
         for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++) {
             a[j] = s->arrays[j];
             if (!a[j]) continue;
-            if (s->ndim == 0 || s->dense >> j & 1) {
+            if (s->dense >> j & 1) {
                 a[j] = (char *)a[j] + begin * itemsize;
             } else {
                 proptim_gather(a[j], s->ndim, s->shape, s->strides[j], itemsize, begin, size, scratch[j]);

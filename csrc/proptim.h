@@ -56,7 +56,7 @@ typedef struct proptim_segment {
     unsigned row; /* which row of coefficients */
     /* Memory layout, as proptim_layout() leaves it: ndim == 0 when every array is one dense run. */
     int ndim;
-    unsigned dense;                         /* bit j: array j alone is one dense run */
+    unsigned dense;                         /* bit j: array j is one aligned dense run, used in place */
     size_t *shape;                          /* [ndim] */
     ptrdiff_t *strides[PROPTIM_MAX_ARRAYS]; /* [ndim] bytes each */
 } proptim_segment;

@@ -26,6 +26,9 @@ except ModuleNotFoundError as error:
 except ImportError as error:
     missing_core = f"the compiled core cannot be loaded ({error})"
 
+MAX_THREADS = 1024
+"""More than any machine has cores for; OpenMP ends the process where it cannot start as many as it is told."""
+
 _told = False
 _threads: int | None = None
 
@@ -119,6 +122,8 @@ def _positive(value: str | int, label: str) -> int:
         raise ValueError(message) from None
     if count < 1 or count != float(value):
         raise ValueError(message)
+    if count > MAX_THREADS:
+        raise ValueError(f"{label} is {value!r}; expected at most {MAX_THREADS}")
     return count
 
 

@@ -106,7 +106,8 @@ def stages():
     return {proptim_stage_name(s).decode(): proptim_stage_neutral(s) for s in range(PROPTIM_STAGES)}
 
 
-_rule_numbers = {name: number for number, name in enumerate(rules())}
+_rules = rules()
+_rule_numbers = {name: number for number, name in enumerate(_rules)}
 
 
 def build_info():
@@ -143,7 +144,7 @@ cdef double now() noexcept nogil:
 
 cdef int dtype_of(Py_buffer *view) except -1:
     cdef bytes code = view.format if view.format is not NULL else b"B"
-    code = code.lstrip(b"@=<>") if len(code) == 2 else code
+    code = code.lstrip(b"@=")
     if code == b"f" and view.itemsize == 4:
         return PROPTIM_F32
     if code == b"d" and view.itemsize == 8:
@@ -178,6 +179,9 @@ cdef class Plan:
         cdef Py_ssize_t i, room = 0
         cdef int j, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE
         cdef Py_buffer *view
+        if _rules.get(optimizer.kernel) != (("param", "grad", *optimizer.states), optimizer.coef_names):
+            raise ValueError(f"{optimizer.__qualname__} has no compiled rule of its signature; expected one of "
+                             f"{', '.join(_rules)} as in proptim: pass backend='numba' or 'numpy'")
         self.isa = _isa
         self.rule = _rule_numbers[optimizer.kernel]
         self.n_coefs = len(optimizer.coef_names)

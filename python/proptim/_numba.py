@@ -49,7 +49,8 @@ def _put(array: Any, i: int, value: Any) -> None:
 @cache
 def _loop(text: Callable[..., Any], states: int) -> Callable[..., None]:
     """The loop around a rule with that many state arrays; Numba needs their number written out."""
-    rule = numba.njit(text)
+    # As NumPy and C do: a division by zero is a number and not an exception in the middle of an array.
+    rule = numba.njit(text, error_model="numpy")
 
     def one(param: Any, grad: Any, a: Any, coefs: Any) -> None:
         for i in range(param.size):
@@ -69,5 +70,5 @@ def _loop(text: Callable[..., Any], states: int) -> Callable[..., None]:
             _put(b, i, b_new)
             _put(c, i, c_new)
 
-    compiled: Callable[..., None] = numba.njit((one, two, three)[states - 1])
+    compiled: Callable[..., None] = numba.njit((one, two, three)[states - 1], error_model="numpy")
     return compiled

@@ -106,10 +106,12 @@ def is_schedule(value: Any) -> bool:
 def at_step(value: Any, steps: int) -> Any:
     """Evaluate what may be a schedule after `steps` completed steps."""
     if callable(value):
-        return value(steps)
+        value = value(steps)
     if isinstance(value, tuple):
         return tuple(at_step(v, steps) for v in value)
-    return value
+    # A float32 scalar, or an array that could change unseen, would bring its own arithmetic.
+    plain = isinstance(value, (int, float, np.integer, np.bool_)) or not hasattr(value, "__float__")
+    return value if plain else float(value)
 
 
 def check_number(label: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:

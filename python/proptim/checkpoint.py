@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     """Write a state_dict to an .npz file: to a temporary name, synced, then renamed over `path`."""
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}  # Any: of savez, every keyword but one is an array
     counts: dict[str, dict[str, Any]] = {}
     for key, entry in saved["state"].items():
         counts[str(key)] = {k: v for k, v in entry.items() if not isinstance(v, np.ndarray)}
@@ -161,7 +161,7 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
-            np.savez(file, allow_pickle=False, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
+            np.savez(file, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

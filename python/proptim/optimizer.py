@@ -119,7 +119,7 @@ class Optimizer:
             *(p.name for p in parameters if p.default is False),
         )
         if "rule" in vars(cls):
-            cls.kernel = cls.__name__.lower()
+            cls.kernel = cls.__module__.removeprefix("proptim.")  # the C text is that of our module, of no other class
             cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
 
     # What a subclass says of its rule ----------------------------------------------------------------------------
@@ -340,11 +340,12 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set the gradients that are bound, or were last passed, to zero."""
-        bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
-        for p, grad in bound:
-            check_writable(grad, p.grad_label)
-        for _, grad in bound:
-            grad[...] = 0
+        with self._alone():
+            bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
+            for p, grad in bound:
+                check_writable(grad, p.grad_label)
+            for _, grad in bound:
+                grad[...] = 0
 
     # The step ----------------------------------------------------------------------------------------------------
 
@@ -363,6 +364,7 @@ class Optimizer:
                 self._given = self._grads = grads.copy()
             return
         with self._alone():
+            self._steady = False  # until this step has been made: a refused one leaves nothing to repeat
             if plain and self._plan.offer(grads):
                 self._given = self._grads = grads.copy()
             elif grads is not None:
@@ -585,7 +587,8 @@ class Optimizer:
 
         Schedules are code and not part of it.
         """
-        return checkpoint.dump(self)
+        with self._alone():
+            return checkpoint.dump(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of this class, or of the torch.optim class of this name, returned.
@@ -606,8 +609,9 @@ class Optimizer:
         self.load_state_dict(checkpoint.read(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        self._dissolve()
-        return {k: v for k, v in vars(self).items() if k != "_plan"}
+        with self._alone():
+            self._dissolve()
+            return {k: v for k, v in vars(self).items() if k != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

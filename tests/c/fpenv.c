@@ -49,7 +49,7 @@ static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode
     const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize_of(dtype);
     const double tiny = dtype == PROPTIM_F32 ? 1e-41 : 1e-311;
     double grad[N], partials[1];
-    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype };
+    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = ~0u };
     proptim_row row = { .coefs = { 1.0 / 3 }, .active = 1 };
     int finite;
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);

@@ -16,7 +16,7 @@ static const proptim_isa *isa;
 
 static proptim_ran step(int parts)
 {
-    proptim_segment segment = { .arrays = { param, grad, square_avg }, .size = N, .dtype = PROPTIM_F32 };
+    proptim_segment segment = { .arrays = { param, grad, square_avg }, .size = N, .dtype = PROPTIM_F32, .dense = ~0u };
     proptim_row row = { .coefs = { 1e-3, 0.9, 0.1, 1, 0, 1e-8, 0, 0, 1, 1 }, .active = 1 };
     uint64_t random = 1;
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);

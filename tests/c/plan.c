@@ -34,7 +34,7 @@ static size_t product(const size_t *shape, int ndim)
 /* `shift` bytes off the alignment that malloc gives. */
 static struct strided strided(const size_t *shape, int ndim, const struct layout *layout, size_t itemsize, size_t shift)
 {
-    struct strided a = { .bytes = itemsize, .itemsize = itemsize, .ndim = ndim };
+    struct strided a = { .bytes = shift + itemsize, .itemsize = itemsize, .ndim = ndim };
     ptrdiff_t run = (ptrdiff_t)itemsize;
     size_t start = shift;
     for (int o = ndim - 1; o >= 0; o--) {
@@ -46,8 +46,7 @@ static struct strided strided(const size_t *shape, int ndim, const struct layout
         if (step < 0) start += reach;
         if (step) run *= abs(step) * (ptrdiff_t)(shape[d] ? shape[d] : 1);
     }
-    if (product(shape, ndim) == 0) a.bytes = start = 0;
-    a.bytes += start ? shift : 0;
+    if (product(shape, ndim) == 0) a.bytes = start = shift;
     a.memory = (unsigned char *)malloc(a.bytes);
     CHECK(a.memory || !a.bytes, "out of memory");
     memset(a.memory, CANARY, a.bytes);
@@ -117,28 +116,33 @@ static void check_layouts(void)
         { "0-d", &c_order, &c_order, &c_order, 0, { 0 }, 0, PARAM | GRAD | STATE },
     };
     for (size_t l = 0; l < sizeof all / sizeof *all; l++)
-        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
-            const struct layout *layouts[] = { all[l].param, all[l].grad, all[l].state };
-            struct strided arrays[3];
-            size_t shape[DIMS];
-            proptim_segment s = { .dtype = (proptim_dtype)dtype, .ndim = all[l].dims, .shape = shape };
-            memcpy(shape, all[l].shape, sizeof all[l].shape);
-            for (int j = 0; j < 3; j++) {
-                arrays[j] = strided(all[l].shape, all[l].dims, layouts[j], itemsize_of(dtype));
-                s.arrays[j] = arrays[j].start;
-                s.strides[j] = arrays[j].strides;
+        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++)
+            for (size_t shift = 0; shift < 2; shift++) { /* the gradient by a byte: then it is no dense run */
+                const struct layout *layouts[] = { all[l].param, all[l].grad, all[l].state };
+                const size_t size = product(all[l].shape, all[l].dims);
+                struct strided arrays[3];
+                size_t shape[DIMS];
+                proptim_segment s = { .dtype = (proptim_dtype)dtype, .ndim = all[l].dims, .shape = shape };
+                memcpy(shape, all[l].shape, sizeof all[l].shape);
+                for (int j = 0; j < 3; j++) {
+                    const size_t itemsize = itemsize_of(dtype);
+                    arrays[j] = strided(all[l].shape, all[l].dims, layouts[j], itemsize, j == 1 ? shift : 0);
+                    s.arrays[j] = arrays[j].start;
+                    s.strides[j] = arrays[j].strides;
+                }
+                proptim_layout(&s);
+                const int ndim = shift && size > 1 && all[l].ndim == 0 ? 1 : all[l].ndim;
+                const unsigned dense = all[l].dense & ~(shift ? GRAD : 0u);
+                CHECK(s.size == size, "%s: size %zu", all[l].name, s.size);
+                CHECK(s.ndim == ndim, "%s: %d axes remain, expected %d", all[l].name, s.ndim, ndim);
+                CHECK((s.dense & 7) == dense, "%s: dense %x, expected %x", all[l].name, s.dense & 7, dense);
+                for (int j = 0; j < 3; j++) {
+                    if (s.size && s.dense >> j & 1)
+                        CHECK(s.arrays[j] == arrays[j].memory, "%s: array %d does not begin at its lowest address",
+                              all[l].name, j);
+                    free(arrays[j].memory);
+                }
             }
-            proptim_layout(&s);
-            CHECK(s.size == product(all[l].shape, all[l].dims), "%s: size %zu", all[l].name, s.size);
-            CHECK(s.ndim == all[l].ndim, "%s: %d axes remain, expected %d", all[l].name, s.ndim, all[l].ndim);
-            CHECK((s.dense & 7) == all[l].dense, "%s: dense %x, expected %x", all[l].name, s.dense & 7, all[l].dense);
-            for (int j = 0; j < 3; j++) {
-                if (s.size && s.dense >> j & 1)
-                    CHECK(s.arrays[j] == arrays[j].memory, "%s: array %d does not begin at its lowest address",
-                          all[l].name, j);
-                free(arrays[j].memory);
-            }
-        }
 }
 
 /* proptim_step() --------------------------------------------------------------------------------------------------- */
@@ -246,7 +250,7 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
             const int repeats = j == PROPTIM_GRADS && rows[s->row].stages[PROPTIM_zero] == 0;
             const struct layout layout = random_layout(s->ndim, repeats, &random);
             struct strided *a = &arrays[i][j];
-            *a = strided(shapes[i], s->ndim, &layout, itemsize_of(dtype));
+            *a = strided(shapes[i], s->ndim, &layout, itemsize_of(dtype), uniform(&random) < 0.1);
             dense[i][j] = malloc(n[i] * a->itemsize);
             fill(dtype, dense[i][j], n[i], role_of(word), TAME, &random);
             for (size_t e = 0; e < n[i]; e++) memcpy(element(a, e), (char *)dense[i][j] + e * a->itemsize, a->itemsize);

@@ -107,10 +107,18 @@ static void layouts(const proptim_isa *isa, int dtype)
         const double got = reduce(isa, &view, 1, &finite), expected = tree(own, blocks_of(dtype, dense, N, own));
         CHECK(got == expected && finite, "%s %s: %a, expected %a", all[l].name, dtypes[dtype], got, expected);
     }
-    const proptim_view scalar = { memory, (proptim_dtype)dtype, 0, NULL, NULL };
-    const double x = value_at(dtype, memory, 0);
-    int finite;
-    CHECK(reduce(isa, &scalar, 1, &finite) == x * x && finite, "0-d");
+    for (int shift = 0; shift < 2; shift++) { /* also off the alignment of the dtype, as in a packed record */
+        const ptrdiff_t shape = N;
+        const proptim_view scalar = { memory + shift, (proptim_dtype)dtype, 0, NULL, NULL };
+        const proptim_view run = { memory + shift, (proptim_dtype)dtype, 1, &shape, &s };
+        double own[8];
+        int finite;
+        memcpy(dense, memory, (size_t)(N * s));
+        memmove(memory + shift, dense, (size_t)(N * s));
+        const double x = value_at(dtype, dense, 0);
+        CHECK(reduce(isa, &scalar, 1, &finite) == x * x && finite, "0-d, shift %d", shift);
+        CHECK(reduce(isa, &run, 1, &finite) == tree(own, blocks_of(dtype, dense, N, own)) && finite, "shift %d", shift);
+    }
     free(memory);
     free(dense);
 }
