@@ -316,6 +316,9 @@ class Optimizer:
             old if g is h else None if g is None else as_array(g, p.grad_label)
             for p, g, h, old in zip(self._parameters, given, self._given, self._grads, strict=True)
         ]
+        if self._real and not self._zero_grads and self._plan.offer(arrays):
+            self._given, self._grads = list(given), arrays
+            return
         triples = list(zip(self._parameters, arrays, self._grads, strict=True))
         fresh = [(p, a) for p, a, old in triples if a is not None and a is not old]
         kept = [(p, a) for p, a, old in triples if a is not None and a is old]
@@ -413,7 +416,8 @@ class Optimizer:
                 raise ValueError("step_param cannot clip the global norm; expected step() with all gradients")
             if grad is None:
                 raise TypeError(f"{self._parameters[index].grad_label} is None; expected an array")
-            self._take([*self._given[:index], grad, *self._given[index + 1 :]])
+            if grad is not self._given[index]:
+                self._take([*self._given[:index], grad, *self._given[index + 1 :]])
             self._dissolve()
             new_round = not self._round or index in self._round
             now = self._steps if new_round else self._steps - 1  # schedules see one count all through a round
