@@ -4,6 +4,7 @@
 
 import importlib.util
 import os
+import sys
 import warnings
 
 from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
@@ -52,6 +53,7 @@ cdef enum:
     LOOK_AGAIN = 2000   # steps until the next look: the machine may be busier or idler by then
 
 process = os.getpid()
+NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machine's byte order in a format
 
 cdef const proptim_isa *_isa = NULL
 cdef proptim_parallel *_parallel = NULL
@@ -144,7 +146,7 @@ cdef double now() noexcept nogil:
 
 cdef int dtype_of(Py_buffer *view) except -1:
     cdef bytes code = view.format if view.format is not NULL else b"B"
-    code = code.lstrip(b"@=")
+    code = code.lstrip(NATIVE)
     if code == b"f" and view.itemsize == 4:
         return PROPTIM_F32
     if code == b"d" and view.itemsize == 8:
