@@ -157,7 +157,9 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
         counts[str(key)] = {k: v for k, v in entry.items() if not isinstance(v, np.ndarray)}
         arrays |= {f"state/{key}/{k}": v for k, v in entry.items() if isinstance(v, np.ndarray)}
     rest = {**saved, "format": FORMAT, "state": counts, "arrays": list(arrays)}
-    target = Path(path)
+    target = Path(path).resolve()  # a link is followed, not replaced
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{os.fspath(path)} is not a regular file; expected a path for a checkpoint of its own")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:

@@ -4,6 +4,9 @@ One function for each rule, called by its name: ``functional.rmsprop(param, grad
 the parameter, its gradient and the state arrays of the rule, all stepped or read in place, then by keyword the
 hyperparameters of the class of this name and
 
+``functional.rmsprop.init(param, **hyperparameters)`` makes the state arrays, by name. Most are zeros at first; Rprop's
+`step_word` is a step size with a sign in it, and only ``functional.rprop.init(param, lr=0.1)`` makes it.
+
 step : which step this is, counted from 1; only rules that correct or decay by it look (Adam, NAdam, Adagrad, ...).
 loss, prev_loss : for Rprop's irprop+.
 mu_product : for NAdam, the product up to the step before; without it, it is multiplied up from the first step.

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error(f"--save and --resume take one optimizer, not {len(names)}: {_text(names, ', ')}")
     if args.batch_size and not args.resume and all(map(full_batch, names)):
         args.usage_error(f"--batch-size is not for {_text(names, ', ')}: Rprop takes all samples at once")
+    if args.data and args.save and Path(args.data).resolve() == Path(args.save).resolve():
+        args.usage_error(f"--save would overwrite the data in {args.data}")
     for path in filter(None, (args.plot, args.save)):
         if not Path(path).absolute().parent.is_dir():  # said before the training, not after it
             raise ValueError(f"{path}: there is no such folder; make it first")
