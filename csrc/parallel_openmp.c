@@ -1,10 +1,11 @@
 /*
- * parallel_openmp.c - the only file that knows threads; linked into a module of its own that the core loads when more
- * than one thread is first asked for.
+ * parallel_openmp.c - the parallel path on OpenMP, for programs that want one pool for everything and for systems
+ * without POSIX threads; linked into a module of its own that the core loads when more than one thread is first asked
+ * for.
  *
- * One parallel region per step with one share per thread; serial when already inside a region.  After fork() the pool
+ * One parallel region per step with one part per thread; serial when already inside a region.  After fork() the pool
  * of libgomp is dead in the child and a region would wait for it for ever (xgboost #7044, faiss #5206), so a process
- * other than proptim_openmp_process runs all shares itself.
+ * other than proptim_openmp_process runs all parts itself.
  */
 #include "parallel_openmp.h"
 
@@ -19,7 +20,7 @@ static long process(void) { return (long)getpid(); }
 
 long proptim_openmp_process; /* written under the GIL or with the same value */
 
-proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts)
+proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int threads)
 {
     const long here = process();
     if (!proptim_openmp_process) proptim_openmp_process = here;
@@ -27,7 +28,7 @@ proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts)
         task(data, 0, 1);
         return proptim_openmp_process != here ? PROPTIM_RAN_FORKED : PROPTIM_RAN_SERIAL;
     }
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; part++) task(data, part, parts);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) task(data, part, threads);
     return PROPTIM_RAN_PARALLEL;
 }

@@ -1,10 +1,11 @@
 /*
- * plan.c - one step: segments -> shares of threads -> blocks -> pipeline.  Knows stages, but no rule by name.
+ * plan.c - one step: segments -> parts for threads -> blocks -> pipeline.  Knows stages, but no rule by name.
  */
 #include <math.h>
 
 #include "fpenv.h"
 #include "isa.h"
+#include "parts.h"
 #include "strided.h"
 
 enum {
@@ -13,7 +14,7 @@ enum {
      * to be gathered is 6 * 8 KiB: small enough for L1 beside the caller's lines, and for any thread's stack.
      */
     BLOCK = 1024,
-    /* Shares begin and end on multiples of this many elements from the array's start: 4 or 8 cache lines. */
+    /* Parts begin and end on multiples of this many elements from the array's start: 4 or 8 cache lines. */
     UNIT = 64
 };
 
@@ -37,16 +38,22 @@ static size_t units_of(const proptim_segment *s, const proptim_row *rows)
     return s->arrays[PROPTIM_GRADS] && rows[s->row].active ? (s->size + UNIT - 1) / UNIT : 0;
 }
 
+/* Bit i: stage i does something. */
+static unsigned stages_on(const proptim_row *row)
+{
+    unsigned on = 0;
+    for (int i = 0; i < PROPTIM_STAGES; i++) on |= (unsigned)(row->stages[i] != neutral[i]) << i;
+    return on;
+}
+
 /* Elements begin .. end of one segment. */
-static void run_range(const struct step *step, const proptim_segment *s, size_t begin, size_t end)
+static void run_range(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
 {
     const proptim_row *row = &step->rows[s->row];
     const proptim_dtype dtype = s->dtype;
     const size_t itemsize = dtype == PROPTIM_F32 ? 4 : 8;
     proptim_kernel *const rule = step->isa->rules[step->rule][dtype];
     double scratch[PROPTIM_MAX_ARRAYS + 1][BLOCK];
-    int on[PROPTIM_STAGES], staged = 0;
-    for (int i = 0; i < PROPTIM_STAGES; i++) staged += on[i] = row->stages[i] != neutral[i];
 
 #define RUN_STAGE(name, ...)                                                                    \
     do {                                                                                        \
@@ -54,7 +61,7 @@ static void run_range(const struct step *step, const proptim_segment *s, size_t 
         step->isa->stages[PROPTIM_##name][dtype](operands, &row->stages[PROPTIM_##name], size); \
     } while (0)
 
-    const size_t block = staged || s->ndim ? BLOCK : end - begin;
+    const size_t block = on || s->ndim ? BLOCK : end - begin;
     for (size_t size; begin < end; begin += size) {
         size = end - begin < block ? end - begin : block;
 
@@ -72,27 +79,27 @@ static void run_range(const struct step *step, const proptim_segment *s, size_t 
         }
 
         void *grad = a[PROPTIM_GRADS], *seen = scratch[PROPTIM_MAX_ARRAYS];
-        if (on[PROPTIM_decay]) RUN_STAGE(decay, a[PROPTIM_PARAMS]);
-        if (on[PROPTIM_scale]) {
+        if (on >> PROPTIM_decay & 1) RUN_STAGE(decay, a[PROPTIM_PARAMS]);
+        if (on >> PROPTIM_scale & 1) {
             RUN_STAGE(scale, seen, a[PROPTIM_GRADS]);
             a[PROPTIM_GRADS] = seen;
         }
-        if (on[PROPTIM_clip]) {
+        if (on >> PROPTIM_clip & 1) {
             RUN_STAGE(clip, seen, a[PROPTIM_GRADS]);
             a[PROPTIM_GRADS] = seen;
         }
-        if (on[PROPTIM_l2]) {
+        if (on >> PROPTIM_l2 & 1) {
             RUN_STAGE(l2, seen, a[PROPTIM_GRADS], a[PROPTIM_PARAMS]);
             a[PROPTIM_GRADS] = seen;
         }
         rule(a, row->coefs, size);
-        if (on[PROPTIM_zero]) RUN_STAGE(zero, grad);
-        if (on[PROPTIM_flush])
+        if (on >> PROPTIM_zero & 1) RUN_STAGE(zero, grad);
+        if (on >> PROPTIM_flush & 1)
             for (int j = PROPTIM_STATE; j < PROPTIM_MAX_ARRAYS; j++)
                 if (a[j]) RUN_STAGE(flush, a[j]);
 
         /* What was gathered and written goes back; gradients only if they were set to zero. */
-        a[PROPTIM_GRADS] = on[PROPTIM_zero] ? grad : NULL;
+        a[PROPTIM_GRADS] = (on >> PROPTIM_zero & 1) ? grad : NULL;
         for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
             if (a[j] == scratch[j])
                 proptim_scatter(s->arrays[j], s->ndim, s->shape, s->strides[j], itemsize, begin, size, scratch[j]);
@@ -100,32 +107,32 @@ static void run_range(const struct step *step, const proptim_segment *s, size_t 
 #undef RUN_STAGE
 }
 
-/* One share: its units, counted through all segments. */
+/* One part: its units, counted through all segments. */
 static void run_part(void *data, int part, int parts)
 {
     const struct step *step = (const struct step *)data;
     const fpenv saved = fpenv_enter();
-    /* units * part / parts without overflow */
-    const size_t each = step->units / (size_t)parts, rest = step->units % (size_t)parts;
-    const size_t begin = each * (size_t)part + rest * (size_t)part / (size_t)parts;
-    const size_t end = each * ((size_t)part + 1) + rest * ((size_t)part + 1) / (size_t)parts;
+    const size_t begin = part_begin(step->units, part, parts), end = part_begin(step->units, part + 1, parts);
+    const proptim_row *row = NULL;
+    unsigned on = 0;
     size_t at = 0;
     for (size_t i = 0; i < step->count && at < end; i++) {
         const proptim_segment *s = &step->segments[i];
+        if (row != &step->rows[s->row]) on = stages_on(row = &step->rows[s->row]); /* segments share rows */
         const size_t units = units_of(s, step->rows);
         const size_t first = begin > at ? begin - at : 0, last = end - at < units ? end - at : units;
-        if (first < last) run_range(step, s, first * UNIT, last * UNIT < s->size ? last * UNIT : s->size);
+        if (first < last) run_range(step, s, on, first * UNIT, last * UNIT < s->size ? last * UNIT : s->size);
         at += units;
     }
     fpenv_leave(saved);
 }
 
 proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const proptim_segment *segments, size_t count,
-                         const proptim_row *rows, int parts, proptim_parallel *parallel)
+                         const proptim_row *rows, int threads, proptim_parallel *parallel)
 {
     struct step step = { isa, rule, segments, count, 0, rows };
     for (size_t i = 0; i < count; i++) step.units += units_of(&segments[i], rows);
-    if (parts > 1 && parallel) return parallel(run_part, &step, parts);
+    if (threads > 1 && parallel) return parallel(run_part, &step, threads);
     run_part(&step, 0, 1);
     return PROPTIM_RAN_SERIAL;
 }

@@ -76,10 +76,13 @@ typedef struct proptim_view {
     const ptrdiff_t *shape, *strides; /* strides in bytes */
 } proptim_view;
 
-/* Run task(data, part, parts) for every part, in any order and on any threads; return after the last. */
+/*
+ * Run task(data, part, parts) for every part of a number of parts that suits `threads` threads, in any order; return
+ * after the last.
+ */
 typedef void proptim_task(void *data, int part, int parts);
 typedef enum proptim_ran { PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED } proptim_ran;
-typedef proptim_ran proptim_parallel(proptim_task *task, void *data, int parts);
+typedef proptim_ran proptim_parallel(proptim_task *task, void *data, int threads);
 
 /* Instruction sets, best first; NULL behind the last.  Not every one runs on this CPU. */
 const proptim_isa *proptim_isa_at(int index);
@@ -99,18 +102,19 @@ proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, pr
 void proptim_layout(proptim_segment *segment);
 
 /*
- * One step of all segments with `parts` shares of equal size, each on the thread that `parallel` gives it; serially
- * with parts == 1 or parallel == NULL.  Saves, sets and restores the floating-point environment of every thread.
+ * One step of all segments, cut into parts of equal size for the threads that `parallel` gives; serially with
+ * threads == 1 or parallel == NULL.  Saves, sets and restores the floating-point environment of every thread.
  */
 proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const proptim_segment *segments, size_t count,
-                         const proptim_row *rows, int parts, proptim_parallel *parallel);
+                         const proptim_row *rows, int threads, proptim_parallel *parallel);
 
 /*
  * Sum of squares of all elements of all views in double, in a fixed order: see reduce.c.  `partials` is scratch for
- * proptim_reduce_partials() doubles.  *finite: whether every element is.
+ * proptim_reduce_partials() doubles.  *finite: whether every element is.  Threads as in proptim_step().
  */
 size_t proptim_reduce_partials(const proptim_view *views, size_t count);
-double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials, int *finite);
+double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials, int *finite,
+                      int threads, proptim_parallel *parallel);
 
 /* Names, for those who choose rules at run time: "rmsprop", "param, grad, square_avg, ...", "lr, alpha, ...". */
 const char *proptim_rule_name(proptim_rule rule);

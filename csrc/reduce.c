@@ -9,6 +9,7 @@
 
 #include "fpenv.h"
 #include "isa.h"
+#include "parts.h"
 #include "strided.h"
 
 static size_t size_of(const proptim_view *v)
@@ -27,6 +28,15 @@ static int is_dense(const proptim_view *v, size_t itemsize)
     return 1;
 }
 
+/* Elements begin .. begin + n of a view in one dense run: in its memory, or gathered. */
+static const void *dense_run(const proptim_view *v, size_t begin, size_t n, void *scratch)
+{
+    const size_t itemsize = v->dtype == PROPTIM_F32 ? 4 : 8;
+    if (is_dense(v, itemsize)) return (const char *)v->data + begin * itemsize;
+    proptim_gather(v->data, v->ndim, (const size_t *)v->shape, v->strides, itemsize, begin, n, scratch);
+    return scratch;
+}
+
 static int all_finite(const void *x, proptim_dtype dtype, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -34,38 +44,70 @@ static int all_finite(const void *x, proptim_dtype dtype, size_t n)
     return 1;
 }
 
+static size_t blocks_of(const proptim_view *v) { return (size_of(v) + PROPTIM_BLOCK - 1) / PROPTIM_BLOCK; }
+
 size_t proptim_reduce_partials(const proptim_view *views, size_t count)
 {
     size_t blocks = 0;
-    for (size_t i = 0; i < count; i++) blocks += (size_of(&views[i]) + PROPTIM_BLOCK - 1) / PROPTIM_BLOCK;
+    for (size_t i = 0; i < count; i++) blocks += blocks_of(&views[i]);
     return blocks;
 }
 
-double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials, int *finite)
+struct reduction {
+    const proptim_isa *isa;
+    const proptim_view *views;
+    size_t count, blocks;
+    double *partials;
+};
+
+/* One part: its blocks, counted through all views. */
+static void run_part(void *data, int part, int parts)
 {
+    const struct reduction *r = (const struct reduction *)data;
     const fpenv saved = fpenv_enter();
+    const size_t begin = part_begin(r->blocks, part, parts), end = part_begin(r->blocks, part + 1, parts);
     double scratch[PROPTIM_BLOCK];
-    size_t blocks = 0;
-    *finite = 1;
-    for (size_t i = 0; i < count; i++) {
-        const proptim_view *v = &views[i];
-        const size_t itemsize = v->dtype == PROPTIM_F32 ? 4 : 8, size = size_of(v);
-        const int dense = is_dense(v, itemsize);
-        for (size_t begin = 0; begin < size; begin += PROPTIM_BLOCK) {
-            const size_t n = size - begin < PROPTIM_BLOCK ? size - begin : PROPTIM_BLOCK;
-            const void *x = scratch;
-            if (dense)
-                x = (const char *)v->data + begin * itemsize;
-            else
-                proptim_gather(v->data, v->ndim, (const size_t *)v->shape, v->strides, itemsize, begin, n, scratch);
-            const double sum = isa->squares[v->dtype](x, n);
-            /* A sum that is not finite may also be an overflow of finite doubles. */
-            if (!isfinite(sum) && !all_finite(x, v->dtype, n)) *finite = 0;
-            partials[blocks++] = sum;
+    size_t at = 0;
+    for (size_t i = 0; i < r->count && at < end; i++) {
+        const proptim_view *v = &r->views[i];
+        const size_t size = size_of(v), blocks = blocks_of(v);
+        for (size_t b = begin > at ? begin - at : 0; b < blocks && at + b < end; b++) {
+            const size_t from = b * PROPTIM_BLOCK, n = size - from < PROPTIM_BLOCK ? size - from : PROPTIM_BLOCK;
+            r->partials[at + b] = r->isa->squares[v->dtype](dense_run(v, from, n, scratch), n);
+        }
+        at += blocks;
+    }
+    fpenv_leave(saved);
+}
+
+/* Whether every element is finite; only a block whose sum is not has to be looked at, for finite doubles overflow. */
+static int finite_all(const struct reduction *r)
+{
+    double scratch[PROPTIM_BLOCK];
+    const double *partial = r->partials;
+    for (size_t i = 0; i < r->count; i++) {
+        const proptim_view *v = &r->views[i];
+        const size_t size = size_of(v);
+        for (size_t from = 0; from < size; from += PROPTIM_BLOCK) {
+            const size_t n = size - from < PROPTIM_BLOCK ? size - from : PROPTIM_BLOCK;
+            if (!isfinite(*partial++) && !all_finite(dense_run(v, from, n, scratch), v->dtype, n)) return 0;
         }
     }
-    for (size_t step = 1; step < blocks; step *= 2)
-        for (size_t i = 0; i + step < blocks; i += 2 * step) partials[i] += partials[i + step];
+    return 1;
+}
+
+double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials, int *finite,
+                      int threads, proptim_parallel *parallel)
+{
+    struct reduction r = { isa, views, count, proptim_reduce_partials(views, count), partials };
+    if (threads > 1 && parallel)
+        parallel(run_part, &r, threads);
+    else
+        run_part(&r, 0, 1);
+    *finite = finite_all(&r);
+    const fpenv saved = fpenv_enter();
+    for (size_t step = 1; step < r.blocks; step *= 2)
+        for (size_t i = 0; i + step < r.blocks; i += 2 * step) partials[i] += partials[i + step];
     fpenv_leave(saved);
-    return blocks ? partials[0] : 0.0;
+    return r.blocks ? partials[0] : 0.0;
 }

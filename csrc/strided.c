@@ -8,8 +8,6 @@
 
 enum { MAX_DIMS = 65 }; /* NumPy's 64, and one for the parts of complex numbers */
 
-static size_t magnitude(ptrdiff_t stride) { return stride < 0 ? 0 - (size_t)stride : (size_t)stride; }
-
 /* Exchange, drop or merge an axis in the shape and in every array's strides. */
 static void move_axis(proptim_segment *s, int from, int to)
 {
@@ -50,7 +48,7 @@ void proptim_layout(proptim_segment *s)
                 }
     const ptrdiff_t *const strides = s->strides[PROPTIM_PARAMS];
     for (int d = 1; d < ndim; d++)
-        for (int e = d; e > 0 && magnitude(strides[e - 1]) < magnitude(strides[e]); e--) swap_axes(s, e - 1, e);
+        for (int e = d; e > 0 && strides[e - 1] < strides[e]; e--) swap_axes(s, e - 1, e);
 
     /* Merge an axis into the next inner one where every array steps over the whole of that. */
     int inner = ndim - 1;

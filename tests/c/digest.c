@@ -63,7 +63,7 @@ static uint64_t digest_squares(const proptim_isa *isa, int dtype)
         double partials[3];
         int finite;
         fill(dtype, memory, (size_t)sizes[i], PROPTIM_PARAMS, TAME, &random);
-        const double sum = proptim_reduce(isa, &view, 1, partials, &finite);
+        const double sum = proptim_reduce(isa, &view, 1, partials, &finite, 1, NULL);
         hash = fnv(hash, bits_at(PROPTIM_F64, &sum, 0), 8);
     }
     return hash;

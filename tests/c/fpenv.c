@@ -64,7 +64,7 @@ static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode
     set_mode(mode);
     proptim_step(isa, PROPTIM_sgd, &segment, 1, &row, parts, parts > 1 ? in_turn : NULL);
     if (parts > 1) set_mode(mode);
-    *sum = proptim_reduce(isa, &view, 1, partials, &finite);
+    *sum = proptim_reduce(isa, &view, 1, partials, &finite, 1, NULL);
     const unsigned long after = get_mode();
     set_mode(normal);
     CHECK(after == mode, "%s left mode %lx, found %lx", isa->name, after, mode);

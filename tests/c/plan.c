@@ -294,6 +294,7 @@ int main(void)
             for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)
                 for (int e = 0; e < EACH; e++) scenario(isas[i], rule, parts[p], ++seed);
     printf("%llu steps of %d segments\n", (unsigned long long)seed, SEGMENTS);
-    proptim_step(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, backwards); /* nothing to do */
+    CHECK(proptim_step(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, backwards) == PROPTIM_RAN_PARALLEL, "nothing to do");
+    CHECK(proptim_step(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, NULL) == PROPTIM_RAN_SERIAL, "nobody to do it");
     return 0;
 }

@@ -35,7 +35,7 @@ static double reduce(const proptim_isa *isa, const proptim_view *views, size_t c
 {
     const size_t room = proptim_reduce_partials(views, count);
     double *partials = (double *)malloc(room * sizeof *partials);
-    const double sum = proptim_reduce(isa, views, count, partials, finite);
+    const double sum = proptim_reduce(isa, views, count, partials, finite, 2, NULL);
     free(partials);
     return sum;
 }

@@ -1,4 +1,4 @@
-/* parallel.c - shares on real threads: the bits of one thread; serial inside a region and in a child of fork(). */
+/* openmp.c - parts on OpenMP threads: the bits of one thread; serial inside a region and in a child of fork(). */
 #include "check.h"
 
 #include <omp.h>
@@ -28,13 +28,13 @@ int main(void)
 {
     static float expected[N];
     isa = proptim_isa_find(NULL);
-    CHECK(step(1) == PROPTIM_RAN_SERIAL, "one share");
+    CHECK(step(1) == PROPTIM_RAN_SERIAL, "one part");
     memcpy(expected, param, sizeof expected);
 
     static const int parts[] = { 2, 3, 7, 200 };
     for (int p = 0; p < 4; p++) {
-        CHECK(step(parts[p]) == PROPTIM_RAN_PARALLEL, "%d shares", parts[p]);
-        CHECK(difference(PROPTIM_F32, param, expected, N) == N, "%d shares", parts[p]);
+        CHECK(step(parts[p]) == PROPTIM_RAN_PARALLEL, "%d parts", parts[p]);
+        CHECK(difference(PROPTIM_F32, param, expected, N) == N, "%d parts", parts[p]);
     }
 
     proptim_ran inside = PROPTIM_RAN_PARALLEL;
