@@ -44,6 +44,21 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+VARIABLES = ("PROPTIM_BACKEND", "PROPTIM_ISA", "PROPTIM_NUM_THREADS")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Tests that go over all variants by themselves run only where the environment names none."""
+    named = [name for name in VARIABLES if os.environ.get(name)]
+    again = [item for item in items if named and item.get_closest_marker("once")]
+    if again:
+        config.hook.pytest_deselected(items=again)
+        items[:] = [item for item in items if item not in again]
+        config.get_terminal_writer().line(
+            f"proptim leaves out {len(again)} tests that run once, without {', '.join(named)}"
+        )
+
+
 RUN_HERE = [pytest.param(where[:2], id=label) for label, where in runners().items() if not where[2]]
 
 
@@ -74,7 +89,7 @@ def fresh(tmp_path):
     """Run a script in a new Python without our environment variables, but for those given; return what it prints."""
 
     def run(script: str, *options: str, launcher: tuple[str, ...] = (), **variables: str) -> str:
-        ours = ("PROPTIM_BACKEND", "PROPTIM_ISA", "PROPTIM_NUM_THREADS", "OMP_NUM_THREADS")
+        ours = (*VARIABLES, "PROPTIM_PARALLEL", "OMP_NUM_THREADS")
         done = subprocess.run(
             [*launcher, sys.executable, *options, "-c", script],
             env={k: v for k, v in os.environ.items() if k not in ours} | variables,

@@ -427,3 +427,22 @@ def test_gradients_are_let_go():
     first.append(1.0)
     with pytest.raises(BufferError):
         second.append(1.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hyperparameters_are_attributes(name):
+    """Every hyperparameter reads as the first group's, and sets every group's or is refused as there."""
+    opt = proptim.OPTIMIZERS[name]([{"params": [np.zeros(2)]}, {"params": [np.zeros(3)]}])
+    for key, value in opt.defaults.items():
+        assert getattr(opt, key) == opt.param_groups[0][key] == value, key
+        if key in opt.fixed:
+            with pytest.raises(ValueError, match="no effect after construction"):
+                setattr(opt, key, value)
+        else:
+            setattr(opt, key, value)
+    opt.weight_decay = 0.25
+    assert [group["weight_decay"] for group in opt.param_groups] == [0.25, 0.25]
+    before = [p.array.copy() for p in opt._parameters]
+    opt._parameters[0].array += 1
+    opt.step([np.zeros(2), np.zeros(3)], loss=1.0)
+    assert not np.array_equal(opt._parameters[0].array, before[0] + 1)  # the decay has moved it

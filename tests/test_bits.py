@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
-from itertools import accumulate
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from placed import CANARY, Placed, places
 
 import proptim
 from proptim import _backend, _stages
@@ -26,8 +27,6 @@ LOSSES = (3.0, 2.0, 2.5)  # falls and rises, for irprop+
 ON = {"decay": 0.99, "scale": -0.5, "clip": 0.7, "l2": 0.1, "zero": 1.0, "flush": 1.0}
 PIPELINES = [{}, *({name: ON[name]} for name in _stages.NEUTRAL), ON]
 """No stage, every single one, all of them: coefficients by name."""
-
-CANARY = 0xA5
 
 
 def special(dtype):
@@ -119,8 +118,8 @@ def check_spread(backend, name, options, stages, lengths, dtype, shift, grads, t
     for grad, row in zip(grads, steps(name, options, stages), strict=False):
         whole["grad"][:] = grad
         spread["grad"].set(grad)
-        oracle.step([row])
-        tested.step([row])
+        oracle.step([row], [])
+        tested.step([row], [])
         for key in names:
             label = f"{key}, {np.dtype(dtype).name}, stages {stages}"
             assert_same(spread[key].get(), whole[key], label)
@@ -212,29 +211,61 @@ OPTION_VALUES = {
 }
 
 
-@settings(max_examples=120, derandomize=True, deadline=None, database=None)
+HYPER_VALUES = {
+    "lr": st.floats(0, 2),
+    "eps": st.floats(0, 0.1),
+    "momentum": st.floats(0.1, 1),
+    "alpha": st.floats(0, 0.99),
+    "rho": st.floats(0, 0.99),
+    "betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.9999)),
+    "etas": st.tuples(st.floats(0.01, 0.99), st.floats(1.01, 3)),
+    "step_sizes": st.tuples(st.floats(2.0**-50, 0.1), st.floats(0.1, 2.0**37)),
+}
+
+
+@st.composite
+def optimizers(draw):
+    """A rule and its options, with some of its numbers drawn too."""
+    name, options = draw(st.sampled_from([p.values for p in RULES]))
+    known = inspect.signature(proptim.OPTIMIZERS[name]).parameters
+    numbers = {key: values for key, values in HYPER_VALUES.items() if key in known}
+    return name, options | draw(st.fixed_dictionaries({}, optional=numbers | OPTION_VALUES))
+
+
+@settings(max_examples=400, derandomize=True, deadline=None, database=None)
 @given(
-    rule=st.sampled_from([p.values for p in RULES]),
+    rule=optimizers(),
     where=st.sampled_from(list(selftest.contestants().values())) if selftest.contestants() else st.nothing(),
     dtype=st.sampled_from(DTYPES),
-    stages=st.fixed_dictionaries({}, optional=OPTION_VALUES),
-    sizes=st.lists(st.integers(0, 4100), min_size=1, max_size=4),
-    start=st.integers(0, 15),
+    arrays=st.lists(st.tuples(st.integers(0, 4100), places, places), min_size=1, max_size=4),
     threads=st.sampled_from([1, 2, 3, 7]),
 )
+@pytest.mark.once
 @pytest.mark.skipif(not selftest.contestants(), reason="only the numpy backend runs here")
-def test_anything(rule, where, dtype, stages, sizes, start, threads):
-    """Random rules, options, dtypes, sizes, starts, threads and instruction sets against the NumPy text."""
+def test_anything(rule, where, dtype, arrays, threads):
+    """Random rules, options, dtypes, sizes, byte offsets, strides, threads and instruction sets against the NumPy text.
+
+    The oracle steps contiguous copies.
+    """
     name, options = rule
-    ends = [*accumulate(n + start for n in sizes)]
+    backend, isa = where
     results = []
-    for backend, isa in (("numpy", None), where):
-        rng = np.random.default_rng(ends)
-        memory = gradient(rng, ends[-1], dtype).clip(-9, 9)
-        params = [memory[end - n : end] for end, n in zip(ends, sizes, strict=True)]
-        grads = [[gradient(rng, n + start, dtype)[start:] for n in sizes] for _ in LOSSES]
+    for placed in (False, True):
+        rng = np.random.default_rng([size for size, _, _ in arrays])
+        params = [gradient(rng, size, dtype).clip(-9, 9) for size, _, _ in arrays]
+        grads = [[gradient(rng, size, dtype) for size, _, _ in arrays] for _ in LOSSES]
+        if not placed:
+            results.append(train(name, options, params, grads, backend="numpy"))
+            continue
+        laid_params = [Placed(p, *place) for p, (_, place, _) in zip(params, arrays, strict=True)]
+        laid_grads = [[Placed(g, *place) for g, (_, _, place) in zip(step, arrays, strict=True)] for step in grads]
+        views = [p.array for p in laid_params], [[g.array for g in step] for step in laid_grads]
         with selftest.isa(isa) if isa else nullcontext():
-            found = train(name, options | stages, params, grads, backend=backend, threads=threads)
-        results.append({**found, "memory": memory})
-    for label, array in results[1].items():
-        assert_same(array, results[0][label], label)
+            results.append(train(name, options, *views, backend=backend, threads=threads))
+        expected, got = results
+        assert got.keys() == expected.keys()
+        for label, array in got.items():
+            assert_same(array, expected[label], label)
+        for laid in (laid_params, *laid_grads):
+            for i, each in enumerate(laid):
+                each.assert_apart(f"array {i}")

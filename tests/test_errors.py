@@ -360,7 +360,9 @@ def test_nonfinite_raise(name, dtype):
     message = 'grads[1] ("w") is ...nan... at index (1, 1); expected finite gradients'
     refused(FloatingPointError, message, lambda: opt.step(grads), *params.values())
     grads["b"][...] = -math.inf
-    refused(FloatingPointError, 'grads[0] ("b") is ...-inf... at index (); ...', opt.step, *params.values())
+    refused(
+        FloatingPointError, 'grads[0] ("b") is ...-inf... at index (); ...', lambda: opt.step(grads), *params.values()
+    )
     refused(FloatingPointError, message, lambda: opt.step_param("w", grads["w"]), *params.values())
     assert opt.steps == opt.skipped == 0
 
@@ -540,3 +542,141 @@ def test_memory_runs_out(monkeypatch):
     refused(MemoryError, "", lambda: starve(opt), *params)
     opt.step()
     assert [s["momentum_buffer"].tolist() for s in opt.state.values()] == [GW.tolist(), GB.tolist()]
+
+
+@pytest.mark.parametrize("way", ["step", "step_param"])
+def test_refused_gradients_are_not_bound(backend, way):
+    """After a refused step the gradients bound before are there as they were, for the next step without any."""
+    param, good = np.zeros(3), np.ones(3)
+    opt = proptim.SGD([param], lr=0.5, nonfinite="raise")
+    opt.step([good])
+    with pytest.raises(FloatingPointError):
+        opt.step([np.array([1.0, np.nan, 1.0])]) if way == "step" else opt.step_param(0, np.array([1.0, np.nan, 1.0]))
+    opt.step()
+    assert np.array_equal(param, [-1.0] * 3)
+    good[:] = 2
+    opt.step()
+    assert np.array_equal(param, [-2.0] * 3)
+
+
+def test_refused_step_grows_nothing(backend):
+    """State arrays that a changed option asks for are made by the step that needs them, not by one that is refused."""
+    param = np.zeros(3)
+    opt = proptim.SGD([param], lr=1.0, nonfinite="skip", max_skips=1)
+    opt.param_groups[0]["momentum"] = 0.5
+    bad = np.full(3, np.inf)
+    opt.step([bad])  # skipped
+    with pytest.raises(FloatingPointError):
+        opt.step([bad])
+    assert [*opt.state[0]] == ["step"]
+    for _ in range(2):
+        opt.step([np.ones(3)])
+    assert np.array_equal(param, [-2.5] * 3)
+    assert [*opt.state[0]] == ["step", "momentum_buffer"]
+
+
+def test_refused_for_loss_leaves_norm(backend):
+    """A step refused for want of a loss has not measured the norm of its gradients."""
+    opt = proptim.Rprop([np.zeros(3)], variant="irprop+", clip_norm=1.0)
+    with pytest.raises(ValueError, match="loss"):
+        opt.step([np.ones(3)])
+    assert opt.grad_norm is None
+
+
+def test_interrupted_before_the_step(backend, monkeypatch):
+    """What interrupts a step that is like the last one leaves the gradients of the last one bound."""
+    param, first, second = np.zeros(2), np.ones(2), np.full(2, 100.0)
+    opt = proptim.Adam([param], lr=1.0)
+    for _ in range(2):
+        opt.step([first])
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    before = param.copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(proptim.Adam, "advance", staticmethod(interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            opt.step([second])
+    assert np.array_equal(param, before)
+    assert opt.steps == 2
+    assert opt._grads[0] is first
+    opt.step()
+    assert np.allclose(param, [-3.0] * 2)  # Adam of equal gradients: lr a step; with `second` it would be less
+
+
+def test_gradient_in_a_state_array_that_was_off(backend):
+    """A state array that an option has switched off may be needed again, and is no gradient."""
+    param = np.zeros(4)
+    opt = proptim.RMSprop([param], centered=True)
+    opt.step([np.ones(4)])
+    average = opt.state[0]["grad_avg"]
+    opt.param_groups[0]["centered"] = False
+    for _ in range(3):
+        refused(ValueError, "...share memory...", lambda: opt.step([average]), param, average)
+        opt.step([np.ones(4)])
+
+
+def test_skip_with_a_gradient_that_became_read_only(backend):
+    """A step that is to be skipped and cannot zero its gradients is refused whole."""
+    params, grads = [np.zeros(2), np.zeros(2)], [np.ones(2), np.full(2, np.nan)]
+    opt = proptim.SGD(params, grads=grads, nonfinite="skip", zero_grads=True)
+    grads[1].flags.writeable = False
+    refused(ValueError, "...read-only...", opt.step, *params, *grads)
+    assert opt.skipped == 0
+
+
+def test_failed_growth_measures_nothing(backend, monkeypatch):
+    """A step refused for want of memory has not counted: no norm, and the skips in a row as they were."""
+    opt = proptim.SGD([np.zeros(3)], nonfinite="skip", max_skips=1, clip_norm=1.0)
+    opt.step([np.ones(3)])
+    norm = opt.grad_norm
+    opt.step([np.full(3, np.nan)])
+    opt.param_groups[0]["momentum"] = 0.9
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty_like", lambda *args, **options: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            opt.step([np.full(3, 5.0)])
+    assert opt.grad_norm == norm
+    with pytest.raises(FloatingPointError, match="1 skips in a row"):
+        opt.step([np.full(3, np.nan)])
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_numbers_that_could_change(backend, kind):
+    """A hyperparameter given as an array or tensor is the number that it was then."""
+    param, lr, scale, beta = np.zeros(1), kind(0.5), kind(1.0), kind(0.5)
+    opt = proptim.SGD([param], lr=lr, grad_scale=scale)
+    adam = proptim.Adam([np.zeros(1)], betas=(beta, 0.9))
+    opt.step([np.ones(1)])
+    for changed in (lr, scale, beta):
+        changed[...] = 2.0
+    opt.step()
+    assert param == [-1.0]
+    assert (opt.lr, opt.grad_scale, adam.param_groups[0]["betas"]) == (0.5, 1.0, (0.5, 0.9))
+
+
+def test_options_set_later_are_checked(backend):
+    """An option that is set to nonsense is refused at the next step."""
+    param = np.zeros(1)
+    for name, value, error, message in (
+        ("max_skips", "x", TypeError, "Invalid max_skips value: 'x'..."),
+        ("max_skips", -1, ValueError, "Invalid max_skips value: -1..."),
+        ("flush_denormals", "no", TypeError, "Invalid flush_denormals: 'no' (expected True or False)"),
+    ):
+        opt = proptim.SGD([param])
+        setattr(opt, name, value)
+        refused(error, message, lambda opt=opt: opt.step([np.ones(1)]), param)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_numbers_beyond_every_float(value):
+    """Whole numbers that no float can hold are refused as other illegal numbers are."""
+    for make in (
+        lambda: proptim.SGD([W], lr=value),
+        lambda: proptim.Adam([W], betas=(0.9, value)),
+        lambda: proptim.Rprop([W], etas=(0.5, value)),
+        lambda: proptim.Rprop([W], step_sizes=(1e-6, value)),
+    ):
+        with pytest.raises(ValueError, match="Invalid"):
+            make()

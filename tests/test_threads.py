@@ -129,11 +129,10 @@ def test_repeated_step_claims_too(backend, name):
     for _ in range(3):
         opt.step([grad])
     before = param.copy()
-    opt._plan.claim()
-    for args in ([], [[grad]], [[grad.copy()]]):
-        with pytest.raises(RuntimeError, match="another thread"):
-            opt.step(*args)
-    opt._plan.release()
+    with opt._plan.claim:
+        for args in ([], [[grad]], [[grad.copy()]]):
+            with pytest.raises(RuntimeError, match="another thread"):
+                opt.step(*args)
     assert np.array_equal(param, before)
     assert opt.steps == 3
     opt.step([grad])
@@ -201,7 +200,7 @@ import os, signal, sys, warnings
 import numpy as np
 import proptim
 
-BEFORE = %r
+PARALLEL, BEFORE = %r, %r
 
 def made(threads):
     param = np.ones(300_000, np.float32)
@@ -226,8 +225,10 @@ if child == 0:
             opt.step()
         made(3)[1].step()  # another one: not told again
     told = [str(w.message) for w in caught if w.category is RuntimeWarning]
-    assert len(told) == 1 and "spawn" in told[0], told
+    assert len(told) == (PARALLEL == "openmp") and all("spawn" in line for line in told), told
     assert param.tobytes() == reference.tobytes()
+    threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 3
+    assert threads == (3 if PARALLEL == "pool" else 1), threads
     sys.stdout.flush()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0, "the child hung or failed"
@@ -241,9 +242,123 @@ print("done")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() on this system")
 @needs_core
 @pytest.mark.parametrize("before", ["proptim", "torch", "nobody"])
-def test_fork(fresh, before):
-    """A forked child steps on, serially and with one warning, whoever has used threads before."""
-    assert fresh(FORKED % before, "-W", "ignore::DeprecationWarning") == "done"
+@pytest.mark.parametrize("parallel", ["pool", "openmp"])
+def test_fork(fresh, parallel, before):
+    """A forked child steps on, whoever has used threads before: on threads of its own, or with OpenMP serially."""
+    script = FORKED % (parallel, before)
+    assert fresh(script, "-W", "ignore::DeprecationWarning", PROPTIM_PARALLEL=parallel) == "done"
+
+
+@needs_core
+def test_unknown_parallel_path(fresh):
+    """A PROPTIM_PARALLEL that is none of the two is told at import."""
+    script = "try:\n    import proptim\nexcept ValueError as error:\n    print(error)"
+    told = "PROPTIM_PARALLEL=tbb is unknown; expected one of: pool, openmp"
+    assert fresh(script, PROPTIM_PARALLEL="tbb") == told
+
+
+THREADS_OF_STEPS = """
+import os, threading
+import numpy as np
+import proptim.threadpoolctl
+from threadpoolctl import threadpool_limits
+
+def made(threads, n=100_000):
+    param = np.ones(n, np.float32)
+    return param, proptim.RMSprop([param], grads=[np.full_like(param, 0.5)], threads=threads, backend="c")
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+before = tasks()
+made("auto", 1000)[1].step()
+assert tasks() == before, "a small step started threads"
+made(4)[1].step()
+assert tasks() == before + 3, tasks()
+made(2)[1].step()
+with threadpool_limits(2, user_api="proptim"):
+    made(6)[1].step()
+assert tasks() == before + 3, tasks()
+made(6)[1].step()
+assert tasks() == before + 5, tasks()  # the pool grows to what was asked for, and no further
+
+# Steps of several Python threads at the same time: one has the pool, the others work alone.
+expected, opt = made(1)
+for _ in range(200):
+    opt.step()
+params = []
+def run():
+    param, opt = made(3)
+    for _ in range(200):
+        opt.step()
+    params.append(param)
+workers = [threading.Thread(target=run) for _ in range(4)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+assert len(params) == 4 and all(param.tobytes() == expected.tobytes() for param in params)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc to count threads in")  # noqa: PTH112
+@needs_core
+def test_pool(fresh):
+    """Threads are started when first needed, no more than asked for or allowed, and shared by everybody."""
+    assert fresh(THREADS_OF_STEPS, OPENBLAS_NUM_THREADS="1") == "done"
+
+
+WORKERS = """
+import multiprocessing, signal, threading
+import numpy as np
+import proptim
+
+def made(threads):
+    param = np.ones(100_000, np.float32)
+    return param, proptim.RMSprop([param], grads=[np.full_like(param, 0.5)], threads=threads, backend="c")
+
+def work(steps):
+    signal.alarm(60)  # a step that hangs kills the worker
+    param, opt = made(3)
+    for _ in range(steps):
+        opt.step()
+    return param.tobytes()
+
+expected, serial = made(1)
+for _ in range(100):
+    serial.step()
+
+# The parent steps with threads all the while, so that forks meet the pool in every state.
+stop, params = threading.Event(), []
+def step_on():
+    while not stop.is_set():
+        params.append(work_here())
+def work_here():
+    param, opt = made(3)
+    for _ in range(100):
+        opt.step()
+    return param.tobytes()
+
+parent = threading.Thread(target=step_on)
+parent.start()
+context = multiprocessing.get_context("fork")
+for _ in range(5):  # a new set of workers every epoch, as data loaders do
+    with context.Pool(3) as pool:
+        found = pool.map_async(work, [100] * 9).get(90)
+        assert found == [expected.tobytes()] * 9
+stop.set()
+parent.join()
+assert params and set(params) == {expected.tobytes()}
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() on this system")
+@needs_core
+def test_pools_of_forked_workers(fresh):
+    """Workers forked again and again, while the parent steps in a thread, step on threads of their own."""
+    assert fresh(WORKERS, "-W", "ignore::DeprecationWarning") == "done"
 
 
 @needs_core

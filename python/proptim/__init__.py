@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from proptim import functional, presets, schedules
+from typing import TYPE_CHECKING, Any
+
+from proptim import functional, presets
 from proptim._backend import available_isas, backend, get_num_threads, isa, set_num_threads
 from proptim._config import show_config
 from proptim._version import __version__
@@ -16,6 +18,9 @@ from proptim.optimizer import Optimizer
 from proptim.rmsprop import RMSprop
 from proptim.rprop import Rprop
 from proptim.sgd import SGD
+
+if TYPE_CHECKING:
+    from proptim import schedules
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.__name__.lower(): cls for cls in (SGD, Rprop, RMSprop, Adagrad, Adadelta, Adam, AdamW, NAdam, Lion)
@@ -48,3 +53,11 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "schedules":  # 8 ms of dataclasses, for whom wants them
+        from importlib import import_module
+
+        return import_module("proptim.schedules")
+    raise AttributeError(f"module 'proptim' has no attribute {name!r}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = np.ndarray  # numpy.typing takes 2 ms to import
 """A NumPy array of one of the supported dtypes."""
 
 SUPPORTED = ("float32", "float64", "complex64", "complex128")
@@ -160,3 +164,13 @@ def select(condition: Any, x: Any, y: Any) -> Any:
     `_numba` gives it a meaning for scalars, where Numba's own numpy.where would make 0-d arrays.
     """
     return np.where(condition, x, y)
+
+
+def first_nonfinite(array: Array) -> tuple[int, ...] | None:
+    """Index of the first element that is NaN or infinite, looked for piece by piece: no array of the whole size."""
+    piece = 1 << 16
+    for start in range(0, array.size, piece):
+        bad = ~np.isfinite(array.flat[start : start + piece])
+        if bad.any():
+            return tuple(map(int, np.unravel_index(start + int(bad.argmax()), array.shape)))
+    return None

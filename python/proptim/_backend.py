@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from proptim import _numpy
 from proptim._arrays import Array
+from proptim._environment import choice
 
 BACKENDS = ("c", "numba", "numpy")
 """Best first."""
@@ -27,24 +27,19 @@ except ImportError as error:
     missing_core = f"the compiled core cannot be loaded ({error})"
 
 MAX_THREADS = 1024
-"""More than any machine has cores for; OpenMP ends the process where it cannot start as many as it is told."""
+"""More than a step can use; OpenMP ends the process where it cannot start as many as it is told."""
 
 _told = False
 _threads: int | None = None
 
 
-def _from_environment(name: str, legal: tuple[str, ...]) -> str | None:
-    value = os.environ.get(name) or None
-    if value is not None and value not in legal:
-        raise ValueError(f"{name}={value} is unknown; expected one of: {', '.join(legal)}")
-    return value
-
-
-_forced = _from_environment("PROPTIM_BACKEND", BACKENDS)
+_forced = choice("PROPTIM_BACKEND", BACKENDS)
 
 
 def available_backends() -> dict[str, str]:
     """Backend -> why it cannot run here; an empty string for one that can."""
+    import importlib.util  # 2 ms, for what is seldom asked
+
     no_numba = "" if importlib.util.find_spec("numba") else "Numba is not installed: pip install 'proptim[numba]'"
     return {"c": missing_core, "numba": no_numba, "numpy": ""}
 

@@ -6,7 +6,7 @@ cdef extern from "proptim.h" nogil:
         PROPTIM_GRADS
         PROPTIM_RULES
         PROPTIM_STAGES
-        PROPTIM_RAN_SERIAL
+        PROPTIM_RAN_PARALLEL
         PROPTIM_RAN_FORKED
     ctypedef int proptim_dtype
     ctypedef int proptim_rule
@@ -35,7 +35,7 @@ cdef extern from "proptim.h" nogil:
         const ptrdiff_t *shape
         const ptrdiff_t *strides
     ctypedef void proptim_task(void *data, int part, int parts)
-    ctypedef proptim_ran proptim_parallel(proptim_task *task, void *data, int parts)
+    ctypedef proptim_ran proptim_parallel(proptim_task *task, void *data, int threads)
 
     const proptim_isa *proptim_isa_at(int index)
     const char *proptim_isa_name(const proptim_isa *isa)
@@ -43,10 +43,10 @@ cdef extern from "proptim.h" nogil:
     const proptim_isa *proptim_isa_find(const char *name)
     void proptim_layout(proptim_segment *segment)
     proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const proptim_segment *segments, size_t count,
-                             const proptim_row *rows, int parts, proptim_parallel *parallel)
+                             const proptim_row *rows, int threads, proptim_parallel *parallel)
     size_t proptim_reduce_partials(const proptim_view *views, size_t count)
     double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials,
-                          int *finite)
+                          int *finite, int threads, proptim_parallel *parallel)
     const char *proptim_rule_name(proptim_rule rule)
     const char *proptim_rule_arrays(proptim_rule rule)
     const char *proptim_rule_coefs(proptim_rule rule)

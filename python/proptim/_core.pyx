@@ -2,7 +2,6 @@
 # cython: freethreading_compatible=True
 """The `c` backend: plans that hold buffers and make one C call a step.  Knows no rule by name and no NumPy ABI."""
 
-import importlib.util
 import os
 import sys
 import warnings
@@ -10,11 +9,13 @@ import warnings
 from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
                              PyObject_GetBuffer)
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.time cimport perf_counter
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from numpy import ndarray
+from numpy import dtype, float32, float64, ndarray
 
+from proptim._environment import choice
 from proptim._numpy import BUSY
 
 cdef extern from "<stdatomic.h>" nogil:
@@ -23,12 +24,15 @@ cdef extern from "<stdatomic.h>" nogil:
     bint atomic_flag_test_and_set(atomic_flag *)
     void atomic_flag_clear(atomic_flag *)
 
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long long tv_sec
-        long tv_nsec
-    int timespec_get(timespec *, int base)
-    int TIME_UTC
+cdef extern from *:
+    """
+    #ifdef PROPTIM_POOL
+    #include "parallel_pool.h"
+    #else
+    #define proptim_parallel_pool NULL
+    #endif
+    """
+    proptim_parallel *proptim_parallel_pool
 
 cdef extern from *:
     """
@@ -45,19 +49,25 @@ cdef extern from *:
     bint holds(const Py_buffer *view) nogil
     bint holds_this(const Py_buffer *view, object obj) nogil
 
+cdef double FOREVER = float("inf")
+
 cdef enum:
     # threads="auto" measures steps of at least this many weights.  A smaller step takes about 10 us, and waking a
     # thread costs as much as half of it could save.
     AUTO_WEIGHTS = 65536
-    TRIALS = 12         # steps of one look, serial and parallel in turn; the first of each kind warms up
+    # Steps of one look: half of them serial, then half parallel, as they would follow each other; the first of each
+    # half warms up.
+    TRIALS = 12
     LOOK_AGAIN = 2000   # steps until the next look: the machine may be busier or idler by then
 
+cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one object of each native dtype
 process = os.getpid()
 NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machine's byte order in a format
 
 cdef const proptim_isa *_isa = NULL
 cdef proptim_parallel *_parallel = NULL
 cdef bint _looked_for_parallel = False, _told_forked = False
+_wants_openmp = choice("PROPTIM_PARALLEL", ("pool", "openmp")) == "openmp" or proptim_parallel_pool is NULL
 
 
 def available_isas():
@@ -119,16 +129,23 @@ def build_info():
 
 def parallel_status():
     """How threads are to be had, without loading them."""
+    if not _wants_openmp:
+        return "pool"
+    import importlib.util
+
     if importlib.util.find_spec("proptim._openmp") is None:
         return "none: built without OpenMP"
     return "OpenMP" + (", loaded" if _parallel is not NULL else ", loaded when first used")
 
 
 cdef proptim_parallel *parallel() except? NULL:
-    """The parallel path, loaded on the first request; NULL and one warning if it cannot be."""
+    """The parallel path, found on the first request; NULL and one warning if there is none."""
     global _parallel, _looked_for_parallel
     if not _looked_for_parallel:
         _looked_for_parallel = True
+        if not _wants_openmp:
+            _parallel = proptim_parallel_pool
+            return _parallel
         try:
             from proptim import _openmp
             _parallel = <proptim_parallel *>PyCapsule_GetPointer(_openmp.parallel, b"proptim_parallel")
@@ -136,12 +153,6 @@ cdef proptim_parallel *parallel() except? NULL:
             warnings.warn(f"proptim steps on one thread: its OpenMP module cannot be loaded ({error})", RuntimeWarning,
                           stacklevel=4)
     return _parallel
-
-
-cdef double now() noexcept nogil:
-    cdef timespec t
-    timespec_get(&t, TIME_UTC)
-    return <double>t.tv_sec + 1e-9 * <double>t.tv_nsec
 
 
 cdef int dtype_of(Py_buffer *view) except -1:
@@ -152,6 +163,23 @@ cdef int dtype_of(Py_buffer *view) except -1:
     if code == b"d" and view.itemsize == 8:
         return PROPTIM_F64
     raise TypeError(f"buffer has format {code!r}; expected float32 or float64")
+
+
+cdef class Claim:
+    """Holds the plan of an optimizer for one thread: `with claim:`.  A second thread is told so and does not wait."""
+
+    cdef atomic_flag held
+
+    cdef int take(self) except -1:
+        if atomic_flag_test_and_set(&self.held):
+            raise RuntimeError(BUSY)
+        return 0
+
+    def __enter__(self):
+        self.take()
+
+    def __exit__(self, *exc):
+        atomic_flag_clear(&self.held)
 
 
 cdef class Plan:
@@ -169,15 +197,19 @@ cdef class Plan:
     cdef size_t *written_high
     cdef Py_ssize_t count, n_rows, n_coefs, n_written
     cdef const proptim_isa *isa
+    cdef proptim_parallel *parallel
     cdef int rule, threads
-    cdef bint auto, disjoint
-    cdef readonly long repeats
+    cdef bint auto
+    cdef public bint disjoint       # whether `offer` can tell that a gradient overlaps nothing
+    cdef readonly Claim claim
+    cdef public object steps        # an int of any size, for a loaded one may be
+    cdef long long repeats          # the last of these steps, with which the clocks have not moved
+    cdef list _clocks
     cdef size_t weights
     cdef long trial
     cdef double best[2]
-    cdef atomic_flag busy
 
-    def __cinit__(self, optimizer, segments, int threads, bint auto):
+    def __cinit__(self, optimizer, segments, int threads, bint auto, Plan before=None):
         cdef Py_ssize_t i, room = 0
         cdef int j, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE
         cdef Py_buffer *view
@@ -188,6 +220,9 @@ cdef class Plan:
         self.rule = _rule_numbers[optimizer.kernel]
         self.n_coefs = len(optimizer.coef_names)
         self.threads, self.auto = threads, auto
+        self.claim = Claim() if before is None else before.claim
+        self.steps = 0 if before is None else before.steps
+        self._clocks = []
         self.count = len(segments)
         self.segments = <proptim_segment *>calloc(max(self.count, 1), sizeof(proptim_segment))
         self.buffers = <Py_buffer *>calloc(max(self.count, 1) * PROPTIM_MAX_ARRAYS, sizeof(Py_buffer))
@@ -216,6 +251,8 @@ cdef class Plan:
             self._lay_out(i)
             self.weights += self.segments[i].size
         self._sort_written()
+        if self.threads > 1 and (not auto or self.weights >= AUTO_WEIGHTS):
+            self.parallel = parallel()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -278,29 +315,16 @@ cdef class Plan:
                     s.strides[j][d] = view[j].strides[d]
         proptim_layout(s)
 
-    cdef int _claim(self) except -1:
-        if atomic_flag_test_and_set(&self.busy):
-            raise RuntimeError(BUSY)
-        return 0
-
-    def claim(self):
-        """Hold the plan for one thread; a second claim is an error, not a wait."""
-        self._claim()
-
-    def release(self):
-        """End a claim."""
-        atomic_flag_clear(&self.busy)
-
     cdef bint _evident(self, Py_ssize_t i, object grad, Py_buffer *fresh) except -1:
         """Take the buffer of a plain array that has the dtype and shape of segment i and memory of its own."""
         cdef Py_buffer *param = &self.buffers[i * PROPTIM_MAX_ARRAYS]
         cdef size_t low, high
         cdef int d
-        if type(grad) is not ndarray:
+        # The dtype by identity: NumPy takes half a microsecond to write the format of a buffer.
+        if type(grad) is not ndarray or grad.dtype is not (FLOAT32 if param.itemsize == 4 else FLOAT64):
             return False
-        PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES | PyBUF_FORMAT)
-        if (fresh.ndim != param.ndim or fresh.format[0] != param.format[0] or fresh.format[1]
-                or fresh.itemsize != param.itemsize):
+        PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES)
+        if fresh.ndim != param.ndim:
             return False
         low = high = <size_t>fresh.buf
         for d in range(fresh.ndim):
@@ -329,15 +353,11 @@ cdef class Plan:
 
     cdef bint _offer(self, list grads) except -1:
         cdef Py_ssize_t i
-        cdef Py_buffer *view
-        cdef object grad
         if len(grads) != self.count or not self.disjoint:
             return False
         try:
             for i in range(self.count):
-                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-                grad = grads[i]
-                if not holds_this(view, grad) and not (holds(view) and self._evident(i, grad, &self.fresh[i])):
+                if not self._fits(i, grads[i]):
                     return False
             for i in range(self.count):
                 if holds(&self.fresh[i]):
@@ -345,6 +365,25 @@ cdef class Plan:
             return True
         finally:
             self._drop_fresh()
+
+    def offer_one(self, Py_ssize_t i, grad):
+        """`offer` for one segment."""
+        if not 0 <= i < self.count or not self.disjoint:
+            return False
+        try:
+            if not self._fits(i, grad):
+                return False
+            if holds(&self.fresh[i]):
+                self._accept(i, &self.fresh[i])
+            return True
+        finally:
+            if holds(&self.fresh[i]):
+                PyBuffer_Release(&self.fresh[i])
+
+    cdef bint _fits(self, Py_ssize_t i, object grad) except -1:
+        """Whether it is the gradient already, or can evidently take the place of one; it is then in `fresh`."""
+        cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+        return holds_this(view, grad) or (holds(view) and self._evident(i, grad, &self.fresh[i]))
 
     cdef void _accept(self, Py_ssize_t i, Py_buffer *fresh):
         """Make the buffer the gradient of segment i."""
@@ -379,13 +418,25 @@ cdef class Plan:
         finally:
             self._drop_fresh()
 
-    def assign(self, row_of):
-        """Say which row of coefficients each segment uses."""
+    def assign(self, row_of, clocks):
+        """Say which row of coefficients each segment uses, and the clock of each row."""
         cdef Py_ssize_t i
         cdef unsigned row
         for i in range(self.count):
             row = row_of[i]
             self.segments[i].row = row
+        self._clocks = clocks
+        self.repeats = 0
+
+    @property
+    def clocks(self):
+        """The clock of each row, all steps counted."""
+        cdef Py_ssize_t i
+        if self.repeats:
+            self._clocks = [(clock[0] + self.repeats, *clock[1:]) if self.rows[i].active else clock
+                            for i, clock in enumerate(self._clocks)]
+            self.repeats = 0
+        return self._clocks
 
     cdef int _take_row(self, proptim_row *row, values) except -1:
         cdef Py_ssize_t j
@@ -413,47 +464,84 @@ cdef class Plan:
             self._take_row(&self.rows[i], rows[i])
         return 0
 
-    def step(self, rows):
-        """One step of every segment with the coefficients of its row; a row that is None is not stepped."""
+    # A step and what it counts are one: no signal handler runs between the kernels and the counting.
+
+    def step(self, rows, list clocks):
+        """One step of every segment with the coefficients of its row, after which the clocks are these.
+
+        A row that is None is not stepped.
+        """
         cdef Py_ssize_t i
+        cdef int ran
         self._take_rows(rows)
         for i in range(self.count):
             if self.segments[i].row >= self.n_rows:
                 raise ValueError(f"segment {i} uses row {self.segments[i].row}; expected one of {self.n_rows}")
-        self._run()
-
-    def repeat(self, grads):
-        """The last step once more, after `offer` if there are gradients; claims the plan by itself."""
-        self._claim()
-        try:
-            if grads is not None and not self._offer(grads):
-                return False
-            self._run()
-            self.repeats += 1
-            return True
-        finally:
-            atomic_flag_clear(&self.busy)
-
-    def take_repeats(self):
-        """How many steps have been repeats since this was last asked."""
-        repeats, self.repeats = self.repeats, 0
-        return repeats
-
-    cdef int _run(self) except -1:
-        cdef int parts = self._parts(), ran
-        cdef proptim_parallel *run = parallel() if parts > 1 else NULL
-        cdef bint learn = parts > 1 or self.auto
-        cdef double begin = now() if learn else 0
-        with nogil:
-            ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, parts, run)
-        if learn:
-            self._learn(parts, now() - begin)
+        ran = self._run()
+        self._clocks = clocks
+        self.repeats = 0
+        self.steps += 1
         if ran == PROPTIM_RAN_FORKED:
             tell_forked()
-        return 0
 
-    def step_one(self, Py_ssize_t index, row):
-        """One step of one segment."""
+    def repeat(self, grads, advance, list values):
+        """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
+
+        Nothing has changed since but the clocks, and where `advance` is given the coefficients of the rule: it is
+        asked for those of every row with its hyperparameters in `values`, None where a row is not stepped.
+        """
+        cdef list clocks = None
+        cdef int ran
+        self.claim.take()
+        try:
+            if advance is not None:
+                clocks = self._advance(advance, values)  # Python, which may raise: before anything changes
+            if grads is not None and not self._offer(grads):
+                return False
+            ran = self._run()
+            if advance is None:
+                self.repeats += 1
+            else:
+                self._clocks = clocks
+            self.steps += 1
+            if ran == PROPTIM_RAN_FORKED:
+                tell_forked()
+            return True
+        finally:
+            atomic_flag_clear(&self.claim.held)
+
+    cdef list _advance(self, advance, list values):
+        """Take the coefficients of the coming step; return the clocks after it."""
+        cdef Py_ssize_t i, j
+        cdef tuple coefs
+        cdef list before = self.clocks, after = []
+        for i in range(self.n_rows):
+            clock = before[i]
+            if values[i] is not None:
+                coefs, clock = advance(values[i], clock, None)
+                if len(coefs) != self.n_coefs:
+                    raise ValueError(f"row has {len(coefs)} coefficients; expected {self.n_coefs}")
+                for j in range(self.n_coefs):
+                    self.rows[i].coefs[j] = coefs[j]
+            after.append(clock)
+        return after
+
+    cdef int _run(self) noexcept:
+        cdef int threads = self._threads(), ran
+        cdef double begin = 0
+        cdef bint look = self._looks() and self.trial < TRIALS
+        if look:
+            begin = perf_counter()
+        with nogil:
+            ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, threads, self.parallel)
+        if look:
+            self._learn(ran == PROPTIM_RAN_PARALLEL, perf_counter() - begin)
+        if self._looks():
+            self.trial = (self.trial + 1) % LOOK_AGAIN
+        return ran
+
+    def step_one(self, Py_ssize_t index, row, parameter, clock):
+        """One step of one segment, after which this is the clock of its parameter."""
         cdef proptim_segment one
         cdef proptim_row numbers
         if not 0 <= index < self.count:
@@ -463,13 +551,14 @@ cdef class Plan:
         one.row = 0
         with nogil:
             proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
+        parameter.clock = clock
 
     def reduce(self, Py_ssize_t only=-1):
         """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
         cdef Py_ssize_t i, bound = 0
         cdef size_t needed
         cdef Py_buffer *view
-        cdef int finite = 1
+        cdef int finite = 1, threads = self._threads()
         cdef double squares
         for i in range(self.count):
             view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
@@ -484,28 +573,30 @@ cdef class Plan:
                 raise MemoryError
             self.n_partials = needed
         with nogil:
-            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite)
+            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite, threads,
+                                     self.parallel)
         return squares, bool(finite)
 
-    # threads="auto": every LOOK_AGAIN steps, TRIALS steps run serially and in parallel in turn, and the kind with the
-    # faster best step is kept.
+    # threads="auto": every LOOK_AGAIN steps, TRIALS steps run serially and in parallel, and the kind with the faster
+    # best step is kept.
 
-    cdef int _parts(self) noexcept:
-        if not self.auto or self.threads == 1:
+    cdef bint _looks(self) noexcept:
+        return self.auto and self.threads > 1 and self.weights >= AUTO_WEIGHTS
+
+    cdef int _threads(self) noexcept:
+        if not self.auto:
             return self.threads
-        if self.weights < AUTO_WEIGHTS:
+        if not self._looks():
             return 1
         if self.trial < TRIALS:
-            return self.threads if self.trial % 2 else 1
+            return 1 if self.trial < TRIALS // 2 else self.threads
         return self.threads if self.best[1] < self.best[0] else 1
 
-    cdef void _learn(self, int parts, double seconds) noexcept:
-        cdef int kind = parts > 1
-        if self.trial < 2 or (self.trial < TRIALS and seconds < self.best[kind]):
-            self.best[kind] = seconds
-        self.trial += 1
-        if self.trial == LOOK_AGAIN:
-            self.trial = 0
+    cdef void _learn(self, bint in_parallel, double seconds) noexcept:
+        if self.trial == 0:
+            self.best[0] = self.best[1] = FOREVER  # also for want of threads, as while others have them
+        if self.trial % (TRIALS // 2) and seconds < self.best[in_parallel]:
+            self.best[in_parallel] = seconds
 
 
 cdef void fill_view(proptim_view *view, Py_buffer *buffer):
@@ -547,7 +638,7 @@ def sum_of_squares(arrays):
         if not partials:
             raise MemoryError
         with nogil:
-            squares = proptim_reduce(_isa, views, count, partials, &finite)
+            squares = proptim_reduce(_isa, views, count, partials, &finite, 1, NULL)
         return squares, bool(finite)
     finally:
         for i in range(held):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,11 @@ from proptim import _stages
 from proptim._arrays import Array
 
 if TYPE_CHECKING:
+    from proptim._parameters import Clock, Parameter, Values
     from proptim.optimizer import Optimizer
 
+Advance = Callable[["Values", "Clock", "float | None"], "tuple[tuple[float, ...], Clock]"]
+"""`Optimizer.advance`."""
 Segment = tuple["Array | None", ...]
 """params, then the state arrays of a rule, all real and of one dtype; None for a state array that is off."""
 
@@ -23,35 +26,48 @@ LANES, BLOCK = 16, 4096
 """Shape of the sum of squares, the same in `csrc/reduce.c`: see `sum_of_squares`."""
 
 
+class Claim:
+    """Holds the plan of an optimizer for one thread: `with claim:`. A second thread is told so and does not wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise RuntimeError(BUSY)
+
+    def __exit__(self, *exc: object) -> None:
+        self.lock.release()
+
+
 class Plan:
     """One rule bound to the arrays it steps. The same surface as the compiled `_core.Plan`."""
 
-    def __init__(self, optimizer: type[Optimizer], segments: Sequence[Segment], threads: int, auto: bool) -> None:
+    def __init__(
+        self,
+        optimizer: type[Optimizer],
+        segments: Sequence[Segment],
+        threads: int,
+        auto: bool,
+        before: Plan | None = None,
+    ) -> None:
         self.rule = optimizer.rule
         self.coefs = len(optimizer.coef_names)
         self.segments = [[param, None, *state] for param, *state in segments]
         self.row_of = [0] * len(segments)
-        self.rows: Sequence[Sequence[float] | None] = [None]
-        self.repeats = 0
-        self.busy = threading.Lock()
-
-    def claim(self) -> None:
-        """Hold the plan for one thread; a second claim is an error, not a wait."""
-        if not self.busy.acquire(blocking=False):
-            raise RuntimeError(BUSY)
-
-    def release(self) -> None:
-        """End a claim."""
-        self.busy.release()
+        self.clocks: list[Clock] = []
+        self.disjoint = False  # `offer` tells nothing here
+        self.claim: Claim = Claim() if before is None else before.claim
+        self.steps: int = 0 if before is None else before.steps
 
     def bind(self, grads: Sequence[Array | None]) -> None:
         """Point every segment at its gradient of this step, or at none. The caller has checked them."""
         for segment, grad in zip(self.segments, grads, strict=True):
             segment[1] = grad
 
-    def assign(self, row_of: Sequence[int]) -> None:
-        """Say which row of coefficients each segment uses."""
-        self.row_of = list(row_of)
+    def assign(self, row_of: Sequence[int], clocks: list[Clock]) -> None:
+        """Say which row of coefficients each segment uses, and the clock of each row."""
+        self.row_of, self.clocks = list(row_of), clocks
 
     def reduce(self, only: int = -1) -> tuple[float, bool]:
         """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
@@ -62,37 +78,33 @@ class Plan:
         """Bind these gradients if they evidently fit; False, and nothing done, if that needs a closer look."""
         return False
 
-    def repeat(self, grads: list[Any] | None) -> bool:
-        """The last step once more, after `offer` if there are gradients; claims the plan by itself."""
-        self.claim()
-        try:
-            if grads is not None and not self.offer(grads):
-                return False
-            self.step(self.rows)
-            self.repeats += 1
-            return True
-        finally:
-            self.release()
+    def offer_one(self, i: int, grad: Any) -> bool:
+        """`offer` for one segment."""
+        return False
 
-    def take_repeats(self) -> int:
-        """How many steps have been repeats since this was last asked."""
-        repeats, self.repeats = self.repeats, 0
-        return repeats
+    def repeat(self, grads: list[Any] | None, advance: Advance | None, values: list[Values | None]) -> bool:
+        """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
 
-    def step(self, rows: Sequence[Sequence[float] | None]) -> None:
-        """One step of every segment with the coefficients of its row.
+        False where it cannot be told that it is: here always, for the short way is only for speed.
+        """
+        return False
+
+    def step(self, rows: Sequence[Sequence[float] | None], clocks: list[Clock]) -> None:
+        """One step of every segment with the coefficients of its row, after which the clocks are these.
 
         A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped.
         """
-        self.rows = rows
         for segment, row in zip(self.segments, self.row_of, strict=True):
-            coefs = self.rows[row]
+            coefs = rows[row]
             if coefs is not None and segment[1] is not None:
                 self._run(segment, coefs)
+        self.clocks = clocks
+        self.steps += 1
 
-    def step_one(self, index: int, row: Sequence[float]) -> None:
-        """One step of one segment."""
+    def step_one(self, index: int, row: Sequence[float], parameter: Parameter, clock: Clock) -> None:
+        """One step of one segment, after which this is the clock of its parameter."""
         self._run(self.segments[index], row)
+        parameter.clock = clock
 
     def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
         param, grad, *state = segment

@@ -57,7 +57,7 @@ class Group(MutableMapping[str, Any]):
 
     def __init__(self, items: Mapping[str, Any], fixed: frozenset[str]) -> None:
         self.fixed = fixed
-        self.data = {key: value if key == "params" else as_tuple(value) for key, value in items.items()}
+        self.data = {key: value if key == "params" else frozen(value) for key, value in items.items()}
         self.touched()
 
     def touched(self) -> None:
@@ -70,7 +70,7 @@ class Group(MutableMapping[str, Any]):
             raise ValueError(f"unknown hyperparameter {key!r}; known here: {', '.join(sorted(self.data))}")
         if key in self.fixed or key == "params":
             raise ValueError(f"{key!r} has no effect after construction; expected no change: make a new optimizer")
-        self.data[key] = as_tuple(value)
+        self.data[key] = frozen(value)
         self.touched()
 
     def __getitem__(self, key: str) -> Any:
@@ -93,9 +93,21 @@ class Group(MutableMapping[str, Any]):
         return {k: at_step(v, steps) for k, v in self.data.items() if k != "params"}
 
 
-def as_tuple(value: Any) -> Any:
-    """A pair of hyperparameters in a form that cannot change unseen; a number as it is."""
-    return tuple(value) if isinstance(value, (list, np.ndarray)) and np.ndim(value) else value
+def frozen(value: Any) -> Any:
+    """A hyperparameter in a form that cannot change unseen: no list, no array, not even one of a single number."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return tuple(map(plain, value))
+    return plain(value)
+
+
+def plain(value: Any) -> Any:
+    """A number for a float32 scalar, an array or a tensor of one element, which bring their own arithmetic."""
+    if isinstance(value, (int, float, np.integer, np.bool_)) or not hasattr(value, "__float__"):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # no single number: refused in words where it is used
+        return value
 
 
 def is_schedule(value: Any) -> bool:
@@ -109,9 +121,7 @@ def at_step(value: Any, steps: int) -> Any:
         value = value(steps)
     if isinstance(value, tuple):
         return tuple(at_step(v, steps) for v in value)
-    # A float32 scalar, or an array that could change unseen, would bring its own arithmetic.
-    plain = isinstance(value, (int, float, np.integer, np.bool_)) or not hasattr(value, "__float__")
-    return value if plain else float(value)
+    return plain(value)
 
 
 def check_number(label: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
@@ -121,8 +131,12 @@ def check_number(label: str, value: Any, low: float = 0.0, high: float = math.in
         interval = "a finite number"
     message = f"Invalid {label}: {value} (expected {interval})"
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"Invalid {label}: {value!r} (expected {interval})")
-    if not (low <= float(value) < high) or math.isinf(value):
+        raise TypeError(f"Invalid {label}: {value!r:.80} (expected {interval})")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        raise ValueError(message[:200]) from None
+    if not (low <= number < high) or math.isinf(number):
         raise ValueError(message)
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +65,7 @@ class Adagrad(Optimizer):
     """
 
     states = ("sum",)
+    cases = ({}, {"lr_decay": 0.1, "eps_inside_sqrt": True, "initial_accumulator_value": 0.1})
 
     @staticmethod
     def rule(param: Any, grad: Any, sum: Any, lr: Any, eps_inside: Any, eps: Any) -> tuple[Any, ...]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import select
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,6 +68,7 @@ class Adam(Optimizer):
 
     states = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     optional = {"max_exp_avg_sq": "amsgrad"}
+    cases = ({}, {"amsgrad": True}, {"eps_hat": True})
 
     @staticmethod
     def rule(

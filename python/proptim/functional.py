@@ -32,13 +32,14 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, real_view
+from proptim._options import GROUP_OPTIONS
 from proptim._parameters import Group, Parameter, check_number
 from proptim.adadelta import Adadelta
 from proptim.adagrad import Adagrad
 from proptim.adam import Adam, AdamW
 from proptim.lion import Lion
 from proptim.nadam import NAdam
-from proptim.optimizer import GROUP_OPTIONS, Optimizer, clip_factor
+from proptim.optimizer import Optimizer, clip_factor
 from proptim.rmsprop import RMSprop
 from proptim.rprop import Rprop
 from proptim.sgd import SGD
@@ -135,7 +136,7 @@ class OneShot:
             rule, [tuple(segment)], *_backend.thread_count(threads)
         )
         plan.bind([real_view(gradient)])
-        plan.step([(*coefs, *stages)])
+        plan.step([(*coefs, *stages)], [])
 
     def _clock(self, h: Mapping[str, Any], step: int, given: Mapping[str, float]) -> tuple[float, ...]:
         """The clock before step number `step`."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import select
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
 from proptim.adam import check_betas
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,6 +59,7 @@ class Lion(Optimizer):
     """
 
     states = ("exp_avg",)
+    cases = ({}, {"weight_decay": 0.1, "decoupled_weight_decay": True})
 
     @staticmethod
     def rule(

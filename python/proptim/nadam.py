@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
 from proptim.adam import check_betas
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,6 +107,11 @@ class NAdam(Optimizer):
         check_betas(h["betas"])
         check_number("epsilon value", h["eps"])
         check_number("momentum_decay value", h["momentum_decay"])
+
+    @staticmethod
+    def check_clock(clock: Clock) -> None:
+        if not 0.0 <= clock[1] <= 1.0:
+            raise ValueError(f"mu_product is {clock[1]}; expected a product of decays, at least 0 and at most 1")
 
     @staticmethod
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:

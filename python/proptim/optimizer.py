@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 
-from proptim import _backend, checkpoint
-from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
+from proptim import _backend
+from proptim._arrays import Array, as_array, check_disjoint, check_writable, first_nonfinite, real_view
+from proptim._options import GROUP_OPTIONS, Hyperparameter, Options, Setting
 from proptim._parameters import (
     Clock,
     Group,
@@ -30,39 +33,11 @@ from proptim._parameters import (
 )
 
 
-class Options(TypedDict, total=False):
-    """Keyword options that every optimizer takes; see `Optimizer`."""
-
-    grads: Any
-    weight_decay: Schedulable
-    decoupled_weight_decay: bool
-    maximize: bool
-    clip_value: Schedulable | None
-    clip_norm: Schedulable | None
-    grad_scale: Schedulable
-    nonfinite: Literal["propagate", "skip", "raise"]
-    max_skips: int | None
-    zero_grads: bool
-    flush_denormals: bool
-    threads: int | Literal["auto"]
-    backend: Literal["c", "numba", "numpy"] | None
-
-
-GROUP_OPTIONS: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "decoupled_weight_decay": False,
-    "maximize": False,
-    "clip_value": None,
-}
-"""The options that a parameter group may override, with their defaults."""
-
-
 @dataclass(eq=False)
 class Cohort:
     """Parameters of one group that have made the same steps, and so share one row of coefficients."""
 
     group: Group
-    clock: Clock
     active: bool
     members: list[Parameter]
     stages: tuple[float, ...] = ()
@@ -90,8 +65,8 @@ class Optimizer:
     backend : "c", "numba" or "numpy"; None takes `proptim.backend()`.
 
     All hyperparameters and `weight_decay`, `decoupled_weight_decay`, `maximize` and `clip_value` can be set for
-    each parameter group. The numbers among them, `clip_norm` and `grad_scale` may be schedules: callables of the
-    number of completed steps.
+    each parameter group, and for all groups at once as attributes: `opt.weight_decay = 0.1`. The numbers among
+    them, `clip_norm` and `grad_scale` may be schedules: callables of the number of completed steps.
 
     A subclass states `states`, the names of its state arrays; `optional`, the hyperparameter that switches on
     some of them; `rule`, the update itself; `check`, which hyperparameters are legal; and `advance`, the numbers
@@ -109,8 +84,14 @@ class Optimizer:
     """Hyperparameters without effect after construction."""
     rule: Callable[..., tuple[Any, ...]]
 
+    cases: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Sets of hyperparameters that between them reach every branch of the rule: what selftest and tests go through."""
+
     flags: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that are true or false."""
+
+    clip_norm, grad_scale, nonfinite, max_skips = Setting(), Setting(), Setting(), Setting()
+    flush_denormals, threads, backend = Setting(), Setting(fixed=True), Setting(fixed=True)
 
     def __init_subclass__(cls) -> None:
         parameters = inspect.signature(cls.__init__).parameters.values()
@@ -118,6 +99,10 @@ class Optimizer:
             *(k for k, v in GROUP_OPTIONS.items() if v is False),
             *(p.name for p in parameters if p.default is False),
         )
+        given = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self", "params"}
+        for name in {*GROUP_OPTIONS, *given}:
+            if not hasattr(cls, name):
+                setattr(cls, name, Hyperparameter(name))
         if "rule" in vars(cls):
             cls.kernel = cls.__module__.removeprefix("proptim.")  # the C text is that of our module, of no other class
             cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
@@ -132,6 +117,10 @@ class Optimizer:
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
         """Coefficients of the step that follows `clock`, and the clock after that step."""
         raise NotImplementedError
+
+    @staticmethod
+    def check_clock(clock: Clock) -> None:
+        """Raise ValueError for a clock, as a file may have it, that no steps lead to."""
 
     @staticmethod
     def steady(h: Values) -> bool:
@@ -173,30 +162,28 @@ class Optimizer:
         self.nonfinite = options.get("nonfinite", "propagate")
         self.max_skips = options.get("max_skips")
         self._zero_grads = bool(options.get("zero_grads", False))
-        self.flush_denormals = bool(options.get("flush_denormals", False))
+        self.flush_denormals = options.get("flush_denormals", False)
         self.threads = options.get("threads", "auto")
         self.backend = options.get("backend") or _backend.backend()
         self.skipped = 0
         self.grad_norm: float | None = None
         self.param_groups: list[Group] = []
         self._parameters: list[Parameter] = []
-        self._steps = 0
         self._skips_in_a_row = 0
         self._round: set[int] = set()
         self._cohorts: list[Cohort] | None = None
+        self._values: list[Values | None] = []  # of the cohorts, at the last step
         self._given: list[Any] = []
         self._grads: list[Array | None] = []
         self._check_options()
         for group in parse_groups(params):
-            self._add_group(group)
-        self._build()
+            self._add_group(group, 0)
+        self._plan = self._build(None)
         if options.get("grads") is not None:
             self._bind(options["grads"])
 
     def _check_options(self) -> None:
         """Check the options that are not a group's."""
-        if self.max_skips is not None:
-            check_number("max_skips value", self.max_skips)
         self._limits(0)
         _backend.thread_count(self.threads)
         _backend.plan_type(self.backend)
@@ -205,13 +192,17 @@ class Optimizer:
         """`grad_scale` and `clip_norm` after `steps` completed steps, checked like all that can be set at any time."""
         if self.nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
+        if self.max_skips is not None:
+            check_number("max_skips value", self.max_skips)
+        if not isinstance(self.flush_denormals, (bool, np.bool_)):
+            raise TypeError(f"Invalid flush_denormals: {self.flush_denormals!r} (expected True or False)")
         scale, limit = at_step(self.grad_scale, steps), at_step(self.clip_norm, steps)
         check_number("grad_scale value", scale, low=-math.inf)
         if limit is not None:
             check_number("clip_norm value", limit)
         return float(scale), limit
 
-    def _add_group(self, given: Mapping[str, Any]) -> None:
+    def _add_group(self, given: Mapping[str, Any], steps: int) -> None:
         if "params" not in given:
             raise ValueError(f'a parameter group has only {sorted(given)}; expected the key "params" too')
         for key in given:
@@ -221,7 +212,7 @@ class Optimizer:
         fresh = parse_parameters(group, self._parameters, tuple(self.clock_start.values()))
         bound = [(p.grad_label, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
         check_disjoint([(p.label, p.array) for p in fresh], bound + state_arrays(self._parameters))
-        self.settled(group, self._steps)
+        self.settled(group, steps)
         for parameter in fresh:
             self._grow(parameter)
         group.data["params"] = [p.given for p in fresh]
@@ -262,28 +253,30 @@ class Optimizer:
                 assert parameter.group.values_now is not None
                 array = np.empty_like(parameter.array, subok=False)
                 real_view(array)[...] = self.initial(parameter.group.values_now, name)
-                parameter.state[name] = array
+                parameter.state = {**parameter.state, name: array}
 
     def _rebuild(self) -> None:
-        """Put another plan in the place of the claimed one; the clocks are then with the parameters."""
+        """Put another plan in the place of this one; the clocks are then with the parameters."""
         self._dissolve()
-        self._build()
-        self._plan.claim()
+        self._plan = self._build(self._plan)
 
-    def _build(self) -> None:
-        """Make the plan of all parameters."""
-        self._ready = self._steady = False
-        self._real = all(p.array.dtype.kind == "f" for p in self._parameters)
+    def _build(self, before: Any) -> Any:
+        """A plan of all parameters, with the claim and the count of the plan before it."""
+        self._ready = self._quick = self._steady = False
+        self._note_plain()
         wanted = {id(group): self.wanted(group) for group in self.param_groups}
         arrays = [[p.state.get(s) if s in wanted[id(p.group)] else None for s in self.states] for p in self._parameters]
         segments = [
             (real_view(p.array), *(None if array is None else real_view(array) for array in state))
             for p, state in zip(self._parameters, arrays, strict=True)
         ]
-        self._plan = _backend.plan_type(self.backend)(type(self), segments, *_backend.thread_count(self.threads))
-        self._plan.bind([None if g is None else real_view(g) for g in self._grads])
+        plan = _backend.plan_type(self.backend)(type(self), segments, *_backend.thread_count(self.threads), before)
+        if any(p.state.keys() - wanted[id(p.group)] for p in self._parameters):
+            plan.disjoint = False  # state arrays that are off: the plan cannot tell what overlaps them
+        plan.bind([None if g is None else real_view(g) for g in self._grads])
         grown = all(p.state.keys() >= set(wanted[id(p.group)]) for p in self._parameters)
         self._planned = list(wanted.values()) if grown else None  # state arrays in the plan, group by group
+        return plan
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group: a dict with "params" and the hyperparameters that differ from the defaults.
@@ -293,17 +286,9 @@ class Optimizer:
         """
         if not isinstance(param_group, Mapping):
             raise TypeError(f"param_group is {type(param_group).__name__}; expected a dict")
-        with self._alone():
-            self._add_group(param_group)
+        with self._plan.claim, self._or_nothing():
+            self._add_group(param_group, self.steps)
             self._rebuild()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("threads", "backend") and "_plan" in vars(self):
-            raise AttributeError(f"{name} is fixed at construction; expected no change: make a new optimizer")
-        object.__setattr__(self, name, value)
-        if not name.startswith("_"):  # an option: look at everything again before the next step
-            object.__setattr__(self, "_ready", False)
-            object.__setattr__(self, "_steady", False)
 
     # Gradients ---------------------------------------------------------------------------------------------------
 
@@ -316,7 +301,7 @@ class Optimizer:
             old if g is h else None if g is None else as_array(g, p.grad_label)
             for p, g, h, old in zip(self._parameters, given, self._given, self._grads, strict=True)
         ]
-        if self._real and not self._zero_grads and self._plan.offer(arrays):
+        if self._plain and self._plan.offer(arrays):
             self._given, self._grads = list(given), arrays
             return
         triples = list(zip(self._parameters, arrays, self._grads, strict=True))
@@ -340,10 +325,16 @@ class Optimizer:
             bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
             check_gradients(bound, [], self._parameters, zero=True)
         self._zero_grads = bool(on)
+        self._ready = self._quick = False
+        self._note_plain()
+
+    def _note_plain(self) -> None:
+        """Whether gradients need no other look than at dtype, shape and overlap: real ones, which are only read."""
+        self._plain = not self._zero_grads and all(p.array.dtype.kind == "f" for p in self._parameters)
 
     def zero_grad(self) -> None:
         """Set the gradients that are bound, or were last passed, to zero."""
-        with self._alone():
+        with self._plan.claim:
             bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
             for p, grad in bound:
                 check_writable(grad, p.grad_label)
@@ -360,42 +351,75 @@ class Optimizer:
         Raises ValueError or TypeError for gradients that do not fit, RuntimeError if another thread is stepping
         this optimizer, FloatingPointError as `nonfinite` says; nothing has changed then.
         """
-        plain = type(grads) is list and self._real and not self._zero_grads
-        # Nothing but gradients may have changed since the last step, whose coefficients stand in the plan.
-        if self._steady and (plain or grads is None) and self._unchanged() and self._plan.repeat(grads):
-            if grads is not None:
-                self._given = self._grads = grads.copy()
+        # Nothing but gradients and clocks may have changed since the last step, whose numbers stand in the plan.
+        if self._quick and (grads is None or (self._plain and type(grads) is list)):
+            for group in self.param_groups:
+                if group.values_now is None:
+                    break
+            else:
+                if self._plan.repeat(grads, None if self._steady else self.advance, self._values):
+                    if grads is not None:
+                        self._given = self._grads = grads.copy()
+                    return
+        with self._plan.claim:
+            self._quick = False  # until this step has been made: a refused one leaves nothing to repeat
+            given, bound, steps = self._given, self._grads, self.steps
+            try:
+                self._step(grads, loss)
+            except BaseException:
+                if self._grads is not bound and self.steps == steps:  # refused, and not interrupted after it
+                    self._rebind(given, bound)
+                raise
+
+    def _step(self, grads: Any, loss: float | None) -> None:
+        if self._plain and type(grads) is list and self._plan.offer(grads):
+            self._given = self._grads = grads.copy()
+        elif grads is not None:
+            self._bind(grads)
+        unchanged = all(group.values_now is not None for group in self.param_groups)
+        if not (self._ready and unchanged) and not self._prepare(loss):
             return
-        with self._alone():
-            self._steady = False  # until this step has been made: a refused one leaves nothing to repeat
-            if plain and self._plan.offer(grads):
-                self._given = self._grads = grads.copy()
-            elif grads is not None:
-                self._bind(grads)
-            if not (self._ready and self._unchanged()) and not self._prepare():
-                return
-            cohorts = self._cohorts or ()
-            steps = [self.numbers(c.group, c.clock, loss) if c.active else None for c in cohorts]
-            self._plan.step([s and (*s[0], *c.stages) for s, c in zip(steps, cohorts, strict=True)])
-            for cohort, step in zip(cohorts, steps, strict=True):
-                if step is not None:
-                    cohort.clock = step[1]
-            self._steps += 1
-            self._round.clear()
-            self._steady = self._ready and all(g.values_now and self.steady(g.values_now) for g in self.param_groups)
+        cohorts = self._cohorts or ()
+        rows: list[tuple[float, ...] | None] = []
+        after = []
+        for cohort, clock in zip(cohorts, self._plan.clocks, strict=True):
+            coefs = None
+            if cohort.active:
+                coefs, clock = self.numbers(cohort.group, clock, loss)
+            rows.append(None if coefs is None else (*coefs, *cohort.stages))
+            after.append(clock)
+        self._plan.step(rows, after)
+        self._round.clear()
+        if self._ready:
+            self._values = [c.group.values_now if c.active else None for c in cohorts]
+            values = [h for h in self._values if h is not None]
+            self._quick = not any(map(self.needs_loss, values))
+            self._steady = all(map(self.steady, values))
 
-    def _unchanged(self) -> bool:
-        """Whether no group has been touched since the last step."""
-        return None not in [group.values_now for group in self.param_groups]
+    def _rebind(self, given: list[Any], grads: list[Array | None]) -> None:
+        """Have these gradients again, after a step with others was refused."""
+        self._plan.bind([None if g is None else real_view(g) for g in grads])
+        self._given, self._grads = given, grads
+        self._dissolve()
 
-    def _prepare(self) -> bool:
-        """Look at everything that may have changed but the gradients' arrays; False if the step is to be skipped."""
-        self._refresh(self._steps)
-        factor = self._factor(self._steps)
+    def _prepare(self, loss: float | None) -> bool:
+        """Look at everything that may have changed but the gradients' arrays; False if the step is to be skipped.
+
+        What can be refused comes first, what changes something last.
+        """
+        self._ready = False
+        self._settle(self.steps)
+        for group in self.param_groups:
+            self.check_loss(group.values_now or {}, loss)
+        factor, norm = self._factor(self.steps)
         if factor is None:
             return False
+        self._fit_plan()
         for cohort in self._cohorts or self._gather():
             cohort.stages = self.stages(cohort.group, factor, self.zero_grads, self.flush_denormals)
+        self._skips_in_a_row = 0
+        if norm is not None:
+            self.grad_norm = norm
         self._ready = (
             self.clip_norm is None
             and self.nonfinite == "propagate"
@@ -410,102 +434,138 @@ class Optimizer:
         Going round all parameters equals one `step`, and `steps` counts the rounds. Not with clip_norm or irprop+,
         which need all gradients or the loss. Raises as `step` does.
         """
-        with self._alone():
+        with self._plan.claim:
             index = self._index(key)
-            if self.clip_norm is not None:
-                raise ValueError("step_param cannot clip the global norm; expected step() with all gradients")
-            if grad is None:
-                raise TypeError(f"{self._parameters[index].grad_label} is None; expected an array")
-            if grad is not self._given[index]:
-                self._take([*self._given[:index], grad, *self._given[index + 1 :]])
+            given, bound = self._given, self._grads
+            before = given[index], bound[index]
             self._dissolve()
-            new_round = not self._round or index in self._round
-            now = self._steps if new_round else self._steps - 1  # schedules see one count all through a round
-            self._refresh(now)
-            factor = self._factor(now, index)
-            if factor is None:
-                return
-            p = self._parameters[index]
-            coefs, clock = self.numbers(p.group, p.clock, None)
-            stages = self.stages(p.group, factor, self.zero_grads, self.flush_denormals)
-            self._plan.step_one(index, (*coefs, *stages))
-            p.clock = clock
-            if new_round:
-                self._steps += 1
-                self._round.clear()
-            self._round.add(index)
+            clock = self._parameters[index].clock
+            try:
+                self._step_param(index, grad)
+            except BaseException:
+                if self._parameters[index].clock is clock:  # refused, and not interrupted after it
+                    given[index], bound[index] = before
+                    self._rebind(given, bound)
+                raise
 
-    def _alone(self) -> _Alone:
-        return _Alone(self)
+    def _step_param(self, index: int, grad: Any) -> None:
+        if self.clip_norm is not None:
+            raise ValueError("step_param cannot clip the global norm; expected step() with all gradients")
+        if grad is None:
+            raise TypeError(f"{self._parameters[index].grad_label} is None; expected an array")
+        if grad is not self._given[index]:
+            if self._plain and self._plan.offer_one(index, grad):
+                self._given[index] = self._grads[index] = grad
+            else:
+                self._take([*self._given[:index], grad, *self._given[index + 1 :]])
+        new_round = not self._round or index in self._round
+        now = self.steps if new_round else self.steps - 1  # schedules see one count all through a round
+        self._settle(now)
+        p = self._parameters[index]
+        self.check_loss(p.group.values_now or {}, None)
+        factor, _ = self._factor(now, index)
+        if factor is None:
+            return
+        self._fit_plan()
+        coefs, clock = self.numbers(p.group, p.clock, None)
+        stages = self.stages(p.group, factor, self.zero_grads, self.flush_denormals)
+        self._skips_in_a_row = 0
+        self._plan.step_one(index, (*coefs, *stages), p, clock)
+        if new_round:
+            self._plan.steps += 1
+            self._round.clear()
+        self._round.add(index)
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        """Put everything back if what is done inside fails half-way: it must replace values, not change them."""
+        kept = [(vars(each), vars(each).copy()) for each in (self, *self._parameters, *self.param_groups)]
+        groups, parameters = len(self.param_groups), len(self._parameters)
+        try:
+            yield
+        except BaseException:
+            for now, before in kept:
+                now.update(before)
+            del self.param_groups[groups:], self._parameters[parameters:]
+            raise
 
     def _index(self, key: int | str) -> int:
+        if isinstance(key, int) and 0 <= key < len(self._parameters):
+            return key
         names = [p.name for p in self._parameters]
         if isinstance(key, str) and key in names:
             return names.index(key)
-        if isinstance(key, int) and 0 <= key < len(names):
-            return key
         known = names if names[0] is not None else f"0 to {len(names) - 1}"
         raise ValueError(f"unknown parameter {key!r}; expected one of: {known}")
 
-    def _refresh(self, steps: int) -> None:
-        """Take up what has changed in the groups since the last step."""
+    def _settle(self, steps: int) -> None:
+        """Evaluate and check the hyperparameters that have changed since the last step."""
         changed = [group for group in self.param_groups if group.values_now is None]
         try:
             for group in self.param_groups:
                 if group.values_now is None or group.scheduled:
                     self.settled(group, steps)
-            if changed and self._planned != [self.wanted(group) for group in self.param_groups]:
-                for p in self._parameters:
-                    self._grow(p)
-                self._rebuild()
         except BaseException:
             for group in changed:
                 group.touched()
             raise
 
-    def _factor(self, steps: int, only: int = -1) -> float | None:
-        """The factor on all gradients of this step, or None if the step is to be skipped."""
+    def _fit_plan(self) -> None:
+        """Have the state arrays in the plan that the hyperparameters ask for."""
+        if self._planned != [self.wanted(group) for group in self.param_groups]:
+            with self._or_nothing():
+                for p in self._parameters:
+                    self._grow(p)
+                self._rebuild()
+
+    def _factor(self, steps: int, only: int = -1) -> tuple[float | None, float | None]:
+        """The factor on all gradients of this step, None if it is to be skipped; and their norm if it was measured."""
         if all(g is None for g in self._grads):
             raise ValueError("step() has no gradients; pass them, step(grads), or bind them with grads= before")
         scale, limit = self._limits(steps)
         if self.nonfinite == "propagate" and limit is None:
-            return scale
+            return scale, None
         squares, finite = self._plan.reduce(only)
         if not finite and self.nonfinite != "propagate":
             self._refuse(range(len(self._grads)) if only < 0 else [only])
-            return None
-        self._skips_in_a_row = 0
+            return None, None
         if limit is None:
-            return scale
-        self.grad_norm = math.sqrt(squares) * abs(scale)
-        return scale * clip_factor(self.grad_norm, limit)
+            return scale, None
+        norm = math.sqrt(squares) * abs(scale)
+        return scale * clip_factor(norm, limit), norm
 
     def _refuse(self, indices: Iterable[int]) -> None:
         """Skip this step or raise, because a gradient is not finite."""
         grads = [(self._parameters[i], g) for i in indices if (g := self._grads[i]) is not None]
-        p, grad = next((p, g) for p, g in grads if not np.isfinite(g).all())
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(grad))[0])
+        p, grad, index = next((p, g, at) for p, g in grads if (at := first_nonfinite(g)) is not None)
         message = f"{p.grad_label} is {grad[index]} at index {index}; expected finite gradients"
         if self.nonfinite == "raise":
             raise FloatingPointError(message)
         if self.max_skips is not None and self._skips_in_a_row >= self.max_skips:
             raise FloatingPointError(f"{message}, after {self.max_skips} skips in a row (max_skips)")
-        self.skipped += 1
-        self._skips_in_a_row += 1
         if self.zero_grads:  # a gradient that is added up would stay NaN for ever
+            for p, g in grads:
+                check_writable(g, p.grad_label)
             for _, g in grads:
                 g[...] = 0
+        self.skipped += 1
+        self._skips_in_a_row += 1
 
     @classmethod
     def numbers(cls, group: Group, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
         """Coefficients of the rule at the step after `clock`, and the clock after it."""
         h = group.values_now
         assert h is not None
-        if cls.needs_loss(h):
-            if loss is None:
-                raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
+        cls.check_loss(h, loss)
+        if loss is not None and cls.needs_loss(h):
             loss = -float(loss) if h["maximize"] else float(loss)
         return cls.advance(h, clock, loss)
+
+    @classmethod
+    def check_loss(cls, h: Values, loss: float | None) -> None:
+        """Raise ValueError if the rule needs a loss and there is none."""
+        if loss is None and cls.needs_loss(h):
+            raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
 
     @staticmethod
     def stages(group: Group, factor: float, zero_grads: bool, flush: bool) -> tuple[float, ...]:
@@ -530,34 +590,28 @@ class Optimizer:
         for p, grad in zip(self._parameters, self._grads, strict=True):
             active = grad is not None
             key = (id(p.group), p.clock, active)
-            cohorts.setdefault(key, Cohort(p.group, p.clock, active, [])).members.append(p)
+            cohorts.setdefault(key, Cohort(p.group, active, [])).members.append(p)
         self._cohorts = list(cohorts.values())
         row = {id(p): i for i, cohort in enumerate(self._cohorts) for p in cohort.members}
-        self._plan.assign([row[id(p)] for p in self._parameters])
+        self._plan.assign([row[id(p)] for p in self._parameters], [clock for _, clock, _ in cohorts])
         return self._cohorts
 
-    def _dissolve(self) -> None:
-        """Give the clocks back to the parameters."""
-        self._catch_up()
-        for cohort in self._cohorts or ():
+    def _hand_back(self) -> None:
+        """Let the parameters have the clocks of their cohorts."""
+        for cohort, clock in zip(self._cohorts or (), self._plan.clocks, strict=self._cohorts is not None):
             for p in cohort.members:
-                p.clock = cohort.clock
-        self._cohorts = None
-        self._ready = self._steady = False
+                p.clock = clock
 
-    def _catch_up(self) -> None:
-        """Count the steps that the plan has repeated by itself."""
-        repeats = self._plan.take_repeats()
-        if repeats:
-            self._steps += repeats
-            for cohort in self._cohorts or ():
-                if cohort.active:
-                    cohort.clock = (cohort.clock[0] + repeats, *cohort.clock[1:])
+    def _dissolve(self) -> None:
+        """Give the clocks back to the parameters, which then need not step alike."""
+        self._hand_back()
+        self._cohorts = None
+        self._ready = self._quick = False
 
     @property
     def steps(self) -> int:
         """Completed steps; skipped ones do not count."""
-        return self._steps + int(self._plan.repeats)
+        return int(self._plan.steps)
 
     # What has been learned ---------------------------------------------------------------------------------------
 
@@ -574,10 +628,7 @@ class Optimizer:
     @property
     def state(self) -> dict[int | str, dict[str, Any]]:
         """Name or index of each parameter -> its state arrays and counts."""
-        self._catch_up()
-        for cohort in self._cohorts or ():
-            for p in cohort.members:
-                p.clock = cohort.clock
+        self._hand_back()
         return {
             i if p.name is None else p.name: {
                 **dict(zip(self.clock_start, p.clock, strict=True)),
@@ -591,7 +642,9 @@ class Optimizer:
 
         Schedules are code and not part of it.
         """
-        with self._alone():
+        from proptim import checkpoint
+
+        with self._plan.claim:
             return checkpoint.dump(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -599,32 +652,56 @@ class Optimizer:
 
         Raises ValueError or TypeError if it does not fit these parameters; nothing has changed then.
         """
-        with self._alone():
-            checkpoint.restore(self, state_dict)
-            self._planned = None
-            self._refresh(self._steps)
+        from proptim import checkpoint
+
+        with self._plan.claim, self._or_nothing():
+            loaded = checkpoint.parse(self, state_dict)
+            self._dissolve()
+            for p, (clock, state) in loaded.states.items():
+                p.clock, p.state = clock, state
+            for group, data in zip(self.param_groups, loaded.groups, strict=True):
+                group.data = {**group.data, **data}
+                group.touched()
+            self.skipped, self._skips_in_a_row, self._round = loaded.skipped, loaded.skips_in_a_row, loaded.round
+            self._planned = None  # have a plan made of the new arrays
+            self._settle(loaded.steps)
+            self._fit_plan()
+            self._plan.steps = loaded.steps
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `state_dict()` to an .npz file, which is there whole or not at all."""
+        from proptim import checkpoint
+
         checkpoint.write(path, self.state_dict())
 
     def load(self, path: str | PathLike[str]) -> None:
-        """`load_state_dict` from a file that `save` wrote; never executes anything in it."""
-        self.load_state_dict(checkpoint.read(path))
+        """`load_state_dict` from a file that `save` wrote; never executes anything in it.
+
+        Raises ValueError that names the file if it is damaged or does not fit; nothing has changed then.
+        """
+        from proptim import checkpoint
+
+        saved = checkpoint.read(path)
+        try:
+            self.load_state_dict(saved)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)} does not fit this {type(self).__name__}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._alone():
+        with self._plan.claim:
             self._dissolve()
-            return {k: v for k, v in vars(self).items() if k != "_plan"}
+            return {**{k: v for k, v in vars(self).items() if k != "_plan"}, "steps": self.steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        steps = state.pop("steps")
         vars(self).update(state)
         for p in self._parameters:  # views of what was copied, not copies of their own
             p.array = as_array(p.given, p.label)
         self._grads = [
             None if g is None else as_array(g, p.grad_label) for p, g in zip(self._parameters, self._given, strict=True)
         ]
-        self._build()
+        self._plan = self._build(None)
+        self._plan.steps = steps
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (backend={self.backend!r}, threads={self.threads!r}, steps={self.steps}"]
@@ -633,20 +710,6 @@ class Optimizer:
             lines.append(f"Parameter Group {i}: {len(group['params'])} arrays, {count:,} weights")
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join(lines) + "\n)"
-
-
-class _Alone:
-    """Holds an optimizer for one thread; a second thread is told so and does not wait."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def __enter__(self) -> None:
-        self.optimizer._plan.claim()
-        self.optimizer._catch_up()
-
-    def __exit__(self, *exc: object) -> None:
-        self.optimizer._plan.release()
 
 
 def clip_factor(norm: float, max_norm: float) -> float:

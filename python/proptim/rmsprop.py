@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import select
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,6 +85,12 @@ class RMSprop(Optimizer):
 
     states = ("square_avg", "grad_avg", "momentum_buffer")
     optional = {"grad_avg": "centered", "momentum_buffer": "momentum"}
+    cases = (
+        {},
+        {"momentum": 0.9, "nesterov": True, "lr_in_momentum": True},
+        {"centered": True, "eps_inside_sqrt": True, "bias_correction": True},
+        {"centered": True, "momentum": 0.5, "initial_square_avg": 1.0},
+    )
 
     @staticmethod
     def rule(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from proptim._arrays import Array, real_view, select
+from proptim._options import Options
 from proptim._parameters import Clock, Values, check_number, is_pair
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,6 +30,7 @@ VARIANTS = {
 FORGET = 2.0**90
 REMEMBERED = 2.0**38
 SMALLEST, LARGEST = 2.0**-50, 2.0**37
+LARGEST_ETA = sys.float_info.max  # a whole number may be beyond every float
 
 
 class Rprop(Optimizer):
@@ -102,6 +105,12 @@ class Rprop(Optimizer):
     states = ("step_word",)
     clock_start = {"step": 0, "prev_loss": math.inf}
     fixed = frozenset({"lr"})
+    cases = (
+        {"lr": 0.1, "variant": "rprop-"},
+        {"lr": 0.1, "variant": "irprop-", "step_sizes": (0.05, 0.2)},
+        {"lr": 0.1, "variant": "rprop+"},
+        {"lr": 0.1, "variant": "irprop+"},
+    )
 
     @staticmethod
     def rule(
@@ -151,7 +160,7 @@ class Rprop(Optimizer):
         check_number("learning rate", h["lr"])
         if h["variant"] not in VARIANTS:
             raise ValueError(f"Invalid variant: {h['variant']!r} (expected one of {', '.join(map(repr, VARIANTS))})")
-        if not is_pair(h["etas"]) or not 0.0 < h["etas"][0] < 1.0 < h["etas"][1] < math.inf:
+        if not is_pair(h["etas"]) or not 0.0 < h["etas"][0] < 1.0 < h["etas"][1] <= LARGEST_ETA:
             raise ValueError(f"Invalid eta values: {h['etas']} (expected 0 < eta_minus < 1 < eta_plus)")
         if not is_pair(h["step_sizes"]) or not SMALLEST <= h["step_sizes"][0] <= h["step_sizes"][1] <= LARGEST:
             raise ValueError(

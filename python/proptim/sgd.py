@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from proptim._options import Options
 from proptim._parameters import Clock, Schedulable, Values, check_number
-from proptim.optimizer import Optimizer, Options
+from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,6 +64,11 @@ class SGD(Optimizer):
 
     states = ("momentum_buffer",)
     optional = {"momentum_buffer": "momentum"}
+    cases = (
+        {},
+        {"momentum": 0.9, "dampening": 0.1},
+        {"momentum": 0.9, "nesterov": True},
+    )
 
     @staticmethod
     def rule(

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from proptim import __version__
-from proptim.cli import explain, info, selftest, train
+from proptim.cli import bench, explain, info, selftest, train
 
-COMMANDS = (info, train, explain, selftest)
+COMMANDS = (info, train, explain, selftest, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, Literal
@@ -14,21 +14,17 @@ import numpy as np
 import proptim
 from proptim import checkpoint
 from proptim.cli._digits import Perceptron, Samples
+from proptim.rprop import VARIANTS
 
 # The published learning rates do well here. SGD has none: its rate always belongs to the task.
+SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
+    "sgd": {"sgd": {"lr": 0.1}},
+    "rprop": {variant: {"variant": variant} for variant in VARIANTS},
+}
 OPTIMIZERS: dict[str, tuple[Callable[..., proptim.Optimizer], dict[str, Any]]] = {
-    "sgd": (proptim.SGD, {"lr": 0.1}),
-    "rprop-": (proptim.Rprop, {"variant": "rprop-"}),
-    "irprop-": (proptim.Rprop, {"variant": "irprop-"}),
-    "rprop+": (proptim.Rprop, {"variant": "rprop+"}),
-    "irprop+": (proptim.Rprop, {"variant": "irprop+"}),
-    "rmsprop": (proptim.RMSprop, {}),
-    "adagrad": (proptim.Adagrad, {}),
-    "adadelta": (proptim.Adadelta, {}),
-    "adam": (proptim.Adam, {}),
-    "adamw": (proptim.AdamW, {}),
-    "nadam": (proptim.NAdam, {}),
-    "lion": (proptim.Lion, {}),
+    name: (cls, options)
+    for rule, cls in proptim.OPTIMIZERS.items()
+    for name, options in SPECIAL.get(rule, {rule: {}}).items()
 }
 
 
@@ -121,22 +117,45 @@ def load(path: str) -> tuple[Run, dict[str, Any]]:
     """What `save` wrote; ValueError for anything else."""
     try:
         saved = checkpoint.read(path)
-        if "run" not in saved:
-            raise ValueError("it holds an optimizer and no run")
-        run = Run(**saved.pop("run"))
-        shapes = [shape for sizes in pairwise(run.sizes) for shape in (sizes, sizes[1:])]
-        if run.name not in OPTIMIZERS or [saved["state"][i]["param"].shape for i in range(len(shapes))] != shapes:
-            raise ValueError(f"not {run.name} with layers of {run.sizes}")
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file leads zipfile, zlib, NumPy or this function to raise
+        return _parse(saved), saved
+    except ValueError as error:
         reason = error.__cause__ or error
         raise ValueError(f"{path} cannot be resumed ({reason}); expected a file that --save wrote") from error
-    return run, saved
 
 
-def restore(saved: dict[str, Any], network: Perceptron, optimizer: proptim.Optimizer) -> None:
+def _parse(saved: dict[str, Any]) -> Run:
+    """Take the run out of a checkpoint."""
+    if "run" not in saved:
+        raise ValueError("it holds an optimizer and no run")
+    given = saved.pop("run")
+    if not isinstance(given, dict) or given.keys() != {each.name for each in fields(Run)}:
+        raise ValueError("its run has not the fields of a run")
+    run = Run(**given)
+    if not all(isinstance(each, list) for each in (run.sizes, run.loss, run.test_accuracy)):
+        raise ValueError("its run has no lists of sizes, loss and test_accuracy")
+    counts = [run.batch_size, run.epochs, run.seed, run.digest, run.steps, *run.sizes]
+    numbers = [run.lr, run.seconds, run.optimizer_seconds, *run.loss, *run.test_accuracy]
+    if not all(type(each) is int and each >= 0 for each in counts) or not all(type(each) is float for each in numbers):
+        raise ValueError("its run has values that are no counts or numbers")
+    known = run.name in [*OPTIMIZERS]  # in the dict, what cannot be hashed would be an error
+    if not known or not 0 < len(run.loss) == len(run.test_accuracy) or 0 in counts[:2]:
+        raise ValueError("its run has no epochs, or an optimizer that is not known")
+    shapes = [shape for sizes in pairwise(run.sizes) for shape in (sizes, sizes[1:])]
+    params = [entry.get("param") if isinstance(entry, dict) else None for entry in saved["state"].values()]
+    if len(shapes) < 2 or [getattr(p, "shape", None) for p in params] != shapes:
+        raise ValueError(f"it holds no layers of {run.sizes}")
+    return run
+
+
+def restore(path: str, saved: dict[str, Any], network: Perceptron, optimizer: proptim.Optimizer) -> None:
     """Put network and optimizer where they were."""
-    for i, param in enumerate(network.params):
-        param[...] = saved["state"][i].pop("param")
-    optimizer.load_state_dict(saved)
+    params = [saved["state"][i].pop("param") for i in range(len(network.params))]
+    try:
+        for i, (param, kept) in enumerate(zip(network.params, params, strict=True)):
+            if kept.dtype != param.dtype:
+                raise TypeError(f"param of state {i} is {kept.dtype.name}; expected {param.dtype.name}")
+        optimizer.load_state_dict(saved)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this {type(optimizer).__name__}: {error}") from error
+    for param, kept in zip(network.params, params, strict=True):
+        param[...] = kept

@@ -15,31 +15,7 @@ import numpy as np
 import proptim
 from proptim import _backend
 
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "sgd": [
-        {},
-        {"momentum": 0.9, "dampening": 0.1},
-        {"momentum": 0.9, "nesterov": True},
-    ],
-    "rprop": [
-        {"lr": 0.1, "variant": "rprop-"},
-        {"lr": 0.1, "variant": "irprop-", "step_sizes": (0.05, 0.2)},
-        {"lr": 0.1, "variant": "rprop+"},
-        {"lr": 0.1, "variant": "irprop+"},
-    ],
-    "rmsprop": [
-        {},
-        {"momentum": 0.9, "nesterov": True, "lr_in_momentum": True},
-        {"centered": True, "eps_inside_sqrt": True, "bias_correction": True},
-        {"centered": True, "momentum": 0.5, "initial_square_avg": 1.0},
-    ],
-    "adagrad": [{}, {"lr_decay": 0.1, "eps_inside_sqrt": True, "initial_accumulator_value": 0.1}],
-    "adadelta": [{}],
-    "adam": [{}, {"amsgrad": True}, {"eps_hat": True}],
-    "adamw": [{}, {"amsgrad": True}],
-    "nadam": [{}],
-    "lion": [{}, {"weight_decay": 0.1, "decoupled_weight_decay": True}],
-}
+OPTIONS = {name: cls.cases for name, cls in proptim.OPTIMIZERS.items()}
 """Option sets that between them reach every branch of every rule."""
 
 STAGES: list[dict[str, Any]] = [

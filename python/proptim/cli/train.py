@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             for each in runs:
                 network, optimizer = build(each, args.backend, args.threads)
                 if saved is not None:
-                    restore(saved, network, optimizer)
+                    restore(args.resume, saved, network, optimizer)
                 for _ in train(each, network, data, optimizer):
                     show(each)
                     if args.save:
@@ -159,7 +159,7 @@ def _resume(args: argparse.Namespace) -> Begun:
     if run.epochs <= len(run.loss):
         raise ValueError(f"{args.resume} has had its {len(run.loss)} epochs; give more --epochs to go on")
     data = load_samples(args.data, run.seed)
-    if run.digest != data.digest:
+    if (run.digest, run.sizes[0], run.sizes[-1]) != (data.digest, data.x.shape[1], data.classes):
         raise ValueError(f"{args.resume} holds a run on other data; give the same --data as then")
     return [run], data, saved
 
