@@ -1,0 +1,76 @@
+"""Golden bits: where a fixed run of every optimizer ends, in <optimizer>.json beside this file.
+
+`python tests/golden/make.py` writes all files with the NumPy text; a changed line is a change of results, to be looked
+at and put into the changelog. The inputs are exact or rounded once, and come from no generator of random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import proptim
+from proptim.cli import selftest
+
+HERE = Path(__file__).parent
+DTYPES = ("float32", "float64")
+PERIOD, TIMES = 21, 43
+"""The run repeats 21 weights 43 times: each comes to every lane of every vector, to the tail, and into 15 shares."""
+LOSSES = (4.0, 3.0, 3.5, 2.0, 2.5, 1.0)  # irprop+ takes back where they rise
+SPECIAL = {3: 0.0, 8: -0.0, 11: 2.0**-140, 14: -1e-25, 17: 64.0}  # position -> gradient; subnormal in float32
+STAGES: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1, "clip_value": 0.02, "clip_norm": 8.0, "grad_scale": 0.5, "maximize": True}
+    | {"zero_grads": True, "flush_denormals": True},
+]
+
+
+def gradient(step: int) -> list[float]:
+    """Gradients of both signs around 1 that turn now and then, and special ones that wander."""
+    grad = [((29 * i + 53 * step) % 127 - 63) / 48 for i in range(PERIOD)]
+    for i, value in SPECIAL.items():
+        grad[(i + step // 2) % PERIOD] = value
+    return grad
+
+
+def cases(name: str) -> dict[str, dict[str, Any]]:
+    """Options of an optimizer by their JSON text: every branch of the rule, with no stage and with all."""
+    sets = [{**options, **stages} for options in selftest.OPTIONS[name] for stages in STAGES]
+    return {json.dumps(options): options for options in sets}
+
+
+def run(name: str, options: dict[str, Any], dtype: str, **where: Any) -> dict[str, Any]:
+    """Parameters, gradients and state after the run, whole arrays."""
+    param = np.tile(np.array([((37 * i) % 64 - 32) / 24 for i in range(PERIOD)], dtype), TIMES)
+    opt = proptim.OPTIMIZERS[name]([param], **options, **where)
+    grad = param
+    for step, loss in enumerate(LOSSES):
+        grad = np.tile(np.array(gradient(step), dtype), TIMES)
+        opt.step([grad], loss=loss)
+    state = {key: value for key, value in opt.state[0].items() if isinstance(value, np.ndarray)}
+    return {"param": param, "grad": grad, **state}
+
+
+def bits(array: Any) -> str:
+    """The bits of the first period in hexadecimal."""
+    return " ".join(f"{int(b):0{2 * array.itemsize}x}" for b in array[:PERIOD].view(f"u{array.itemsize}"))
+
+
+def main() -> None:
+    """Write a file for every optimizer."""
+    for name in proptim.OPTIMIZERS:
+        found = {
+            dtype: {
+                text: {key: bits(array) for key, array in run(name, options, dtype, backend="numpy").items()}
+                for text, options in cases(name).items()
+            }
+            for dtype in DTYPES
+        }
+        (HERE / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
