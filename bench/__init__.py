@@ -1,0 +1,1 @@
+"""The benchmark, `proptim bench`: every rule beside its peers and the memory's own speed, on this machine."""

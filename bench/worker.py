@@ -1,0 +1,219 @@
+"""A process for contestants, `python -m proptim.bench.worker`, asked in lines of JSON; and the side that asks.
+
+Thread pools of torch, JAX and OpenMP spin and spoil each other, so no two libraries share a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from queue import Empty, Queue
+from time import perf_counter
+from typing import Any
+
+from .contestants import CONTESTANTS, Contestant, Step
+from .workloads import Workload
+
+TIMING_SECONDS = 0.02  # of one timing at least: long beside the clock's grain and a context switch
+WARM_UP_SECONDS = 2.0  # at most, once the second step is made
+
+
+def limits(threads: int) -> dict[str, str]:
+    """Environment of a process that is to take so many threads; 0: as many as it takes by itself."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "PROPTIM_NUM_THREADS"), str(threads)) if threads else {}
+
+
+class Failed(Exception):
+    """A contestant could not do what it was asked."""
+
+
+# In the worker ----------------------------------------------------------------------------------------------------
+
+
+def timed(step: Step, repetitions: int) -> float:
+    """Seconds of one step, the mean of many."""
+    run, between = step.run, step.between
+    if between is None:
+        begin = perf_counter()
+        for _ in repeat(None, repetitions):
+            run()
+        return (perf_counter() - begin) / repetitions
+    total = 0.0
+    for _ in repeat(None, repetitions):
+        begin = perf_counter()
+        run()
+        total += perf_counter() - begin
+        between()
+    return total / repetitions
+
+
+def calibrate(step: Step, warm_up: int, seconds: float = TIMING_SECONDS) -> int:
+    """Warm up, then find how many repetitions take at least so long."""
+    begin = perf_counter()
+    for done in range(warm_up):
+        timed(step, 1)
+        if done and perf_counter() - begin > WARM_UP_SECONDS:
+            break
+    repetitions = 1
+    while (taken := timed(step, repetitions) * repetitions) < seconds:
+        repetitions *= 2 if taken < seconds / 4 else 1 + int(seconds / taken)
+    return repetitions
+
+
+class Bench:
+    """One contestant with at most one workload."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        self.contestant = contestant
+        self.step: Step | None = None
+        self.repetitions = 1
+
+    def prepare(self, workload: dict[str, Any]) -> None:
+        """Make arrays and optimizer, and the first step, in which some compile."""
+        self.drop()
+        work = Workload.from_json(workload)
+        params, sets = work.data()
+        self.step = self.contestant.build(work, params, sets)
+        timed(self.step, 1)
+
+    def calibrate(self, seconds: float) -> int:
+        """Warm up and choose the number of repetitions."""
+        assert self.step is not None
+        gc.collect()
+        self.repetitions = calibrate(self.step, self.contestant.warm_up, seconds)
+        return self.repetitions
+
+    def time(self) -> float:
+        """Seconds of one step."""
+        assert self.step is not None
+        if self.repetitions > 1:
+            timed(self.step, 1)  # others have had the caches, and threads are asleep
+        gc.disable()
+        try:
+            return timed(self.step, self.repetitions)
+        finally:
+            gc.enable()
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self.step = None
+        gc.collect()
+
+
+def serve(answer: Callable[[str, dict[str, Any]], Any]) -> None:
+    """Answer the lines of standard input until it ends; what libraries print goes to standard error.
+
+    On as many cores as the argument of the process says; 0: on all.
+    """
+    threads = int(sys.argv[1])
+    if threads and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps({"value": None}), file=out, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            told = {"value": answer(asked.pop("do"), asked)}
+        except Exception as error:  # whatever a library raises belongs into the report
+            told = {"error": f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]}
+        print(json.dumps(told), file=out, flush=True)
+
+
+def main() -> None:
+    """Serve contestants."""
+    benches: dict[str, Bench] = {}
+
+    def answer(do: str, arguments: dict[str, Any]) -> Any:
+        label, name = arguments.pop("label"), arguments.pop("name")
+        if label not in benches:
+            benches[label] = Bench(CONTESTANTS[name])
+        return getattr(benches[label], do)(**arguments)
+
+    serve(answer)
+
+
+# In the process that asks -----------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that answers."""
+
+    def __init__(self, module: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.{module}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.last = ""  # of what it said on standard error, once it has ended
+        self.answers: Queue[str] = Queue()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put("")
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Ask, and do not wait."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it has ended; hear() says how
+            print(json.dumps({"do": do, **arguments}), file=self.process.stdin, flush=True)
+
+    def hear(self, seconds: float) -> Any:
+        """The answer; Failed with the reason if there is none."""
+        try:
+            line = self.answers.get(timeout=seconds)
+        except Empty:
+            self.close()
+            raise Failed(f"no answer in {seconds:.0f} s") from None
+        if not line:
+            self.close()
+            raise Failed(f"ended with exit code {self.process.returncode}: {self.last or 'it said nothing'}")
+        told = json.loads(line)
+        if "error" in told:
+            raise Failed(told["error"])
+        return told["value"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self.errors.closed:
+            return
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.listener.join(timeout=2)  # longer only if the worker has left children behind
+        if not self.listener.is_alive():
+            self.process.stdout.close()
+        self.errors.seek(0)
+        self.last = (self.errors.read().strip().splitlines() or [""])[-1][:300]
+        self.errors.close()
+
+
+if __name__ == "__main__":
+    main()

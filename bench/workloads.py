@@ -1,0 +1,238 @@
+"""What is measured: rules, model shapes and options, and the bytes that one step must move."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import proptim
+
+Array = NDArray[Any]
+Shapes = list[tuple[int, ...]]
+
+HYPER: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 1e-3},
+    "rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
+    "rmsprop": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-8},
+    "adagrad": {"lr": 1e-2, "eps": 1e-10},
+    "adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
+    "adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+    "adamw": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},
+    "nadam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3},
+    "lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
+}
+"""One set of numbers for all contestants, under torch's names."""
+
+OURS: dict[str, dict[str, Any]] = {"rprop": {"variant": "irprop-"}}
+"""What makes proptim compute the same as torch."""
+
+CLIP = 1.0  # far below the norm of any gradient here, so that clipping has work to do
+FRESH_BYTES = 1 << 20  # of different gradient arrays that are passed in turn, where they are not bound; two at least
+BLOCK = 1 << 20  # normal numbers drawn; larger arrays repeat them, for drawing takes longer than measuring
+
+
+def perceptron() -> Shapes:
+    """Weights and biases of a 784-128-10 perceptron."""
+    return [(784, 128), (128,), (128, 10), (10,)]
+
+
+def resnet50() -> Shapes:
+    """ResNet-50 as torchvision has it: convolutions without bias, a scale and a shift after each, one last layer."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            convolutions = [(width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            if block == 0:
+                convolutions.append((4 * width, channels, 1, 1))
+            for shape in convolutions:
+                shapes += [shape, shape[:1], shape[:1]]
+            channels = 4 * width
+    return [*shapes, (1000, channels), (1000,)]
+
+
+def transformer(layers: int = 12, width: int = 384, words: int = 32_000, positions: int = 1024) -> Shapes:
+    """A decoder with the arrays of GPT-2 small, at half its width so that a dozen contestants fit into memory."""
+    block: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
+    block += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+    return [(words, width), (positions, width), *block * layers, (width,), (width,)]
+
+
+def many_small() -> Shapes:
+    """200 arrays of 64 weights."""
+    return [(64,)] * 200
+
+
+MODELS: dict[str, Callable[[], Shapes]] = {
+    "perceptron": perceptron,
+    "resnet50": resnet50,
+    "transformer": transformer,
+    "200x64": many_small,
+}
+"""Lists of arrays by name.  Any other model is a number: that many weights in one array."""
+
+
+def short(number: int) -> str:
+    """10000000 -> 10M."""
+    for unit, suffix in ((10**6, "M"), (10**3, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{suffix}"
+    return str(number)
+
+
+def long(text: str) -> str:
+    """10M -> 10000000; names of models stay.  ValueError for anything else."""
+    if text in MODELS:
+        return text
+    unit = {"k": 10**3, "M": 10**6}.get(text[-1:], 1)
+    digits = text if unit == 1 else text[:-1]
+    if not digits.isdecimal() or int(digits) == 0:
+        raise ValueError(f"{text!r} is no size; expected a number such as 1000, 100k, 10M, or {', '.join(MODELS)}")
+    return str(int(digits) * unit)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step to be measured."""
+
+    rule: str
+    model: str
+    dtype: str = "float32"
+    clip_norm: float | None = None
+    gradients: str = "bound"  # or "fresh": other arrays are passed in at every step
+    options: tuple[tuple[str, Any], ...] = ()  # beyond HYPER
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Workload:
+        """Undo `to_json`."""
+        return cls(**{**fields, "options": tuple((key, value) for key, value in fields["options"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as JSON holds them."""
+        return {**asdict(self), "options": [list(option) for option in self.options]}
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the parameter arrays."""
+        return MODELS[self.model]() if self.model in MODELS else [(int(self.model),)]
+
+    @property
+    def weights(self) -> int:
+        """Parameters in all."""
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        size = self.model if self.model in MODELS else short(int(self.model))
+        extras = [self.dtype] if self.dtype != "float32" else []
+        extras += ["clip_norm"] if self.clip_norm is not None else []
+        extras += ["fresh gradients"] if self.gradients == "fresh" else []
+        extras += [key if value is True else f"{key}={value}" for key, value in self.options]
+        return " ".join([self.rule, size, *extras])
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyperparameters under torch's names."""
+        return HYPER[self.rule] | dict(self.options)
+
+    def optimizer(self, params: Any, **options: Any) -> proptim.Optimizer:
+        """Proptim's optimizer for this."""
+        cls: Callable[..., proptim.Optimizer] = proptim.OPTIMIZERS[self.rule]
+        return cls(params, **OURS.get(self.rule, {}), **self.hyper, clip_norm=self.clip_norm, **options)
+
+    @property
+    def arrays(self) -> int:
+        """Arrays that a step touches: parameter, gradient and state, as the registry says."""
+        optimizer = self.optimizer([np.zeros(1)], backend="numpy")
+        return 2 + len(optimizer.wanted(optimizer.param_groups[0]))
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """All but the gradient are read and written, the gradient is read; once more for its norm."""
+        return np.dtype(self.dtype).itemsize * (2 * self.arrays - 1 + (self.clip_norm is not None))
+
+    def data(self, seed: int = 0) -> tuple[list[Array], list[list[Array]]]:
+        """Parameters, and sets of gradients: one, or as many as are passed in turn.  The same for every contestant."""
+        block = np.random.default_rng(seed).standard_normal(min(BLOCK, self.weights + 1)).astype(self.dtype)
+        offsets = itertools.count(0, 9973)  # a prime, so that no two arrays hold the same numbers in a row
+
+        def fill() -> list[Array]:
+            return [np.resize(np.roll(block, next(offsets)), shape) for shape in self.shapes]
+
+        size = self.weights * block.itemsize
+        sets = 1 if self.gradients == "bound" else max(2, min(64, FRESH_BYTES // size))
+        return fill(), [fill() for _ in range(sets)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload and who takes part, as patterns of names; everybody if there are none."""
+
+    workload: Workload
+    contestants: tuple[str, ...] = ()
+
+
+SIZES = ("1000", "100000", "1000000", "10000000")
+LARGE = "50000000"
+OURSELVES = ("proptim", "proptim-1", "roof-*")
+# At 50 M weights a contestant takes a gigabyte and a slow one a second for each step.
+AT_LARGE = (*OURSELVES, "torch-*", "optax", "deepspeed", "rprop-two-arrays")
+# Compiling takes torch most of a minute for each shape.
+COMPILED = {("rmsprop", size) for size in ("1000", "100000", "10000000", LARGE)}
+COMPILED |= {("rprop", size) for size in ("1000", "100000", "10000000", LARGE)}
+COMPILED |= {("adam", "100000"), ("adam", "10000000")}
+HEADLINERS = ("rmsprop", "rprop", "adam")
+
+
+def quick(rules: Sequence[str], models: Sequence[str]) -> list[Case]:
+    """A look, in under two minutes: three rules, three sizes, and many small arrays."""
+    rules = rules or HEADLINERS
+    sizes = models or ("1000", "100000", "10000000")
+    cases = [Case(Workload(rule, size)) for rule in rules for size in sizes]
+    if not models:
+        cases.append(Case(Workload(rules[0], "200x64")))
+        cases += [Case(Workload(rules[0], "8", gradients=kind), OURSELVES) for kind in ("bound", "fresh")]
+    return cases
+
+
+def full(rules: Sequence[str], models: Sequence[str]) -> list[Case]:
+    """The whole table."""
+    cases = list(_full())
+    return [
+        case
+        for case in cases
+        if (not rules or case.workload.rule in rules) and (not models or case.workload.model in models)
+    ]
+
+
+def _full() -> Iterator[Case]:
+    for rule in proptim.OPTIMIZERS:
+        for size in SIZES:
+            yield Case(Workload(rule, size), () if (rule, size) in COMPILED else ("!torch-compiled",))
+        contestants = AT_LARGE if rule in ("rmsprop", "rprop", "adagrad", "adam") else (*OURSELVES, "optax")
+        yield Case(
+            Workload(rule, LARGE), contestants if (rule, LARGE) in COMPILED else (*contestants, "!torch-compiled")
+        )
+    yield Case(Workload("rmsprop", "100000000"), OURSELVES)
+    plain = ("!torch-compiled",)
+    for rule in HEADLINERS:
+        for model in MODELS:
+            yield Case(Workload(rule, model), plain)
+        for size in ("1000", "1000000", "10000000"):
+            yield Case(Workload(rule, size, dtype="float64"), plain)
+    for rule in ("rmsprop", "adam"):
+        for size in ("1000", "100000", "10000000"):
+            yield Case(Workload(rule, size, clip_norm=CLIP), plain)
+        yield Case(Workload(rule, LARGE, clip_norm=CLIP), (*OURSELVES, "torch-foreach"))
+        for model in ("8", "1000", "200x64", "resnet50"):
+            yield Case(Workload(rule, model, gradients="fresh"), plain)
+        yield Case(Workload(rule, "8"), plain)
+    for option in (("momentum", 0.9), ("centered", True)):
+        yield Case(Workload("rmsprop", "10000000", options=(option,)), plain)
