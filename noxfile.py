@@ -10,7 +10,7 @@ nox.options.default_venv_backend = "venv"
 
 # The whole suite again, with each of these in the environment.
 VARIANTS: list[dict[str, str]] = [
-    {"PROPTIM_ISA": "scalar"},
+    {"PROPTIM_ISA": "scalar", "PROPTIM_PARALLEL": "openmp"},
     {"PROPTIM_BACKEND": "numpy"},
     {"PROPTIM_BACKEND": "numba"},
     {"PROPTIM_NUM_THREADS": "3"},
@@ -33,7 +33,7 @@ def lint(session: nox.Session) -> None:
     """Style and types of Python, layout of C."""
     session.install("-U", "pip>=25.1")  # the first with --group
     session.install("--group", "lint", "numba")
-    sources = sorted(str(p) for folder in ("csrc", "tests/c") for p in Path(folder).rglob("*.[ch]"))
+    sources = sorted(str(p) for folder in ("csrc", "tests/c", "bench") for p in Path(folder).rglob("*.[ch]"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
