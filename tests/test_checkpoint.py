@@ -138,17 +138,6 @@ def test_layouts(dtype, tmp_path):
         assert frozen(twin.state_dict()) == frozen(opt.state_dict())
 
 
-def test_format_1():
-    """Files of before the seal are still read; they know no round."""
-    params = {"w": np.array([1.0, -2.0]), "b": np.zeros(())}
-    opt = proptim.Adam(params, lr=0.5)
-    opt.step({"w": np.array([1.0, -0.0]), "b": None})
-    opt.step_param("w", np.array([2.0, 1.0]))
-    twin = proptim.Adam(params)
-    twin.load(next(path for path in CORPUS if path.name == "format-1.npz"))
-    assert frozen(twin.state_dict()) == frozen({**opt.state_dict(), "round": []})
-
-
 def test_header_is_bounded(tmp_path, monkeypatch):
     """No more JSON text is written than is read."""
     content = saved(tmp_path)
@@ -178,27 +167,6 @@ def test_flipped(name, tmp_path):
     content, target = saved(tmp_path, name), Target(tmp_path, name)
     for at in range(len(content)):
         target.refuse(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
-
-
-def test_damaged_format_1(tmp_path):
-    """Files without seal: each array has its checksum; what has none changes nothing that is read."""
-    content = next(path for path in CORPUS if path.name == "format-1.npz").read_bytes()
-    target = Target(tmp_path)
-    for length in range(len(content)):
-        target.refuse(content[:length])
-    target.path.write_bytes(content)
-    whole, same = frozen(checkpoint.read(target.path)), 0
-    for at in range(len(content)):
-        target.path.unlink()
-        target.path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
-        try:
-            read = checkpoint.read(target.path)
-        except ValueError:
-            target.refuse(target.path.read_bytes())
-        else:
-            assert frozen(read) == whole
-            same += 1
-    assert same < len(content) / 2
 
 
 # Foreign and hostile files -------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ NOT_ARRAYS = {
     "object": (lambda v: v.astype(object), f"is object; {SUPPORTED}: convert it with .astype"),
     "text": (lambda v: v.astype("U3"), f"is str96; {SUPPORTED}: convert it with .astype"),
     "big-endian": (big_endian, f"is float64 of foreign byte order; {SUPPORTED}: convert it with .astype"),
+    "masked": (np.ma.array, "is a masked array, but no step leaves elements out; expected an array: use .data"),
     "bytes": (lambda v: v.tobytes(), f"is uint8; {SUPPORTED}: convert it with .astype"),
     "bfloat16": (lambda v: torch.tensor(v).bfloat16(), f"is torch.bfloat16; {SUPPORTED}: convert it (...)"),
     "half": (lambda v: torch.tensor(v).half(), f"is float16; {SUPPORTED}: convert it with .astype"),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 RUN_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "params", "param_names"}
 """Keys of a torch.optim group that do not belong to the rule: how torch runs it, and whose group it is."""
 
-UNSEALED, FORMAT = "proptim checkpoint 1", "proptim checkpoint 2"
-"""Format 1 had no seal, no round and no skips in a row."""
+FORMAT = "proptim checkpoint 2"
+"""No release has written format 1."""
 SEAL = 8
 """A file ends with the CRC-32 of all bytes before, in so many hexadecimal digits; to zip they are a comment."""
 MAX_HEADER = 1 << 26
@@ -40,8 +40,8 @@ MAX_HEADER = 1 << 26
 MAX_COUNT = 2**53
 """Up to here every whole number is a float64."""
 
-LOCAL, END = b"PK\3\4", b"PK\5\6"
-"""What a member of a zip archive and the record at its end begin with."""
+LOCAL = b"PK\3\4"
+"""What a member of a zip archive begins with."""
 NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<>](?:f4|f8|c8|c16)|\|u1)', 'fortran_order': (True|False), "
     rb"'shape': \((|\d{1,19}(?:, \d{1,19})*,?)\), \} *\n",
@@ -224,8 +224,10 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)  # and not the temporary name
         raise
     if os.name == "posix":  # elsewhere folders cannot be opened
         folder = os.open(target.parent, os.O_RDONLY)
@@ -278,9 +280,9 @@ def _parse_file(data: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError):
         raise ValueError("its header is no dict in JSON text") from None
     form = header.pop("format", None)
-    if form not in (FORMAT, UNSEALED):
+    if form != FORMAT:
         raise ValueError(f"its format is {_short(form)}, which this version does not read")
-    if not (sealed if form == FORMAT else data[-22:-18] == END):
+    if not sealed:
         raise ValueError("it is damaged or cut short: its checksum at the end is wrong")
     state, names = header.get("state"), header.pop("arrays", None)
     if not isinstance(names, list) or not isinstance(state, dict) or [*state] != [*map(str, range(len(state)))]:

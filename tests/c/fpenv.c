@@ -1,6 +1,6 @@
 /*
  * fpenv.c - results do not depend on the floating-point environment of the caller, and it is left as it was found, on
- * every thread that takes a share: another rounding, and subnormals flushed as a library linked with -ffast-math has
+ * every thread that takes a part: another rounding, and subnormals flushed as a library linked with -ffast-math has
  * it.
  */
 #include <fenv.h>
@@ -31,7 +31,7 @@ static const unsigned long FLUSH = 0;
 enum { N = 100, PARTS = 2 };
 static unsigned long normal, hostile;
 
-/* As if every share had a thread of its own, each with the hostile mode. */
+/* As if every part had a thread of its own, each with the hostile mode. */
 static proptim_ran in_turn(proptim_task *task, void *data, int parts)
 {
     for (int part = 0; part < parts; part++) {

@@ -1,6 +1,6 @@
 /*
  * plan.c - layouts are recognised for what they are, and a step of any segments, in any layout and any number of
- * shares, is the pipeline decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element.
+ * parts, is the pipeline decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element.
  */
 #include "check.h"
 
@@ -172,7 +172,7 @@ static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const
     free(seen);
 }
 
-/* The last share first: a share that reads what another wrote shows. */
+/* The last part first: a part that reads what another wrote shows. */
 static proptim_ran backwards(proptim_task *task, void *data, int parts)
 {
     for (int part = parts - 1; part >= 0; part--) task(data, part, parts);

@@ -1,5 +1,5 @@
 /*
- * threads.c - shares on threads of their own, several steps at the same time: no two of them touch one byte, and the
+ * threads.c - parts on threads of their own, several steps at the same time: no two of them touch one byte, and the
  * bits are those of one thread.  Made for ThreadSanitizer (the preset tsan), which sees these threads but not those of
  * libgomp, and run everywhere.
  */
@@ -7,29 +7,29 @@
 
 #include "check.h"
 
-/* A proptim_parallel that starts every share at once, each on a new thread: nothing but the shares orders them. */
-struct share {
+/* A proptim_parallel that starts every part at once, each on a new thread: nothing but the parts orders them. */
+struct piece {
     proptim_task *task;
     void *data;
     int part, parts;
 };
 
-static void *run_share(void *argument)
+static void *run_piece(void *argument)
 {
-    const struct share *share = (const struct share *)argument;
-    share->task(share->data, share->part, share->parts);
+    const struct piece *piece = (const struct piece *)argument;
+    piece->task(piece->data, piece->part, piece->parts);
     return NULL;
 }
 
 static proptim_ran on_threads(proptim_task *task, void *data, int parts)
 {
     enum { MOST = 16 };
-    struct share shares[MOST];
+    struct piece pieces[MOST];
     pthread_t threads[MOST];
-    CHECK(parts <= MOST, "%d shares", parts);
+    CHECK(parts <= MOST, "%d parts", parts);
     for (int part = 0; part < parts; part++) {
-        shares[part] = (struct share){ task, data, part, parts };
-        CHECK(!pthread_create(&threads[part], NULL, run_share, &shares[part]), "no thread");
+        pieces[part] = (struct piece){ task, data, part, parts };
+        CHECK(!pthread_create(&threads[part], NULL, run_piece, &pieces[part]), "no thread");
     }
     for (int part = 0; part < parts; part++) CHECK(!pthread_join(threads[part], NULL), "thread lost");
     return PROPTIM_RAN_PARALLEL;
@@ -110,7 +110,7 @@ static void *work(void *argument)
             step(one);
             step(many);
             CHECK(difference(one->dtype, many->memory, one->memory, (size_t)ARRAYS * N) == (size_t)ARRAYS * N,
-                  "%s %s %s, %d shares", one->isa->name, texts[one->rule].name, dtypes[one->dtype], many->parts);
+                  "%s %s %s, %d parts", one->isa->name, texts[one->rule].name, dtypes[one->dtype], many->parts);
         }
     free(one);
     free(many);
@@ -126,7 +126,7 @@ int main(void)
         for (size_t e = 0; e < N; e++) put(PROPTIM_F64, shared_grads[i], e, 0.5); /* 1.75 and 0 as floats */
     for (int t = 0; t < OPTIMIZERS; t++) CHECK(!pthread_create(&threads[t], NULL, work, NULL), "no thread");
     for (int t = 0; t < OPTIMIZERS; t++) CHECK(!pthread_join(threads[t], NULL), "thread lost");
-    printf("%d optimizers at the same time, %d steps each in shares\n", OPTIMIZERS,
+    printf("%d optimizers at the same time, %d steps each in parts\n", OPTIMIZERS,
            n_isas * PROPTIM_RULES * PROPTIM_DTYPES * 4);
     return 0;
 }

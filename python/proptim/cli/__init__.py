@@ -7,6 +7,7 @@ arguments, and `run(args)`, which does the work and returns the exit code.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
     except KeyboardInterrupt:
+        code = 1
+    except BrokenPipeError:  # who reads has gone, as `head` does: not even Python's last flush may write there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"proptim {args.command}: {error}", file=sys.stderr)
