@@ -164,7 +164,8 @@ class Workload:
         offsets = itertools.count(0, 9973)  # a prime, so that no two arrays hold the same numbers in a row
 
         def fill() -> list[Array]:
-            return [np.resize(np.roll(block, next(offsets)), shape) for shape in self.shapes]
+            # A copy, for resize returns a view of whole blocks: 161 arrays would hold gigabytes.
+            return [np.resize(np.roll(block, next(offsets)), shape).copy() for shape in self.shapes]
 
         size = self.weights * block.itemsize
         sets = 1 if self.gradients == "bound" else max(2, min(64, FRESH_BYTES // size))

@@ -844,8 +844,9 @@ def journeys(draw):
             },
         )
     )
-    # torch has no Lion, and keeps mu_product of NAdam in float32.
+    # torch has no Lion, keeps mu_product of NAdam in float32, and its AdamW is decoupled whatever it loads.
     torch_too = name != "nadam" and hasattr(torch.optim, proptim.OPTIMIZERS[name].__name__)
+    torch_too &= name != "adamw" or {**options, **extra}.get("decoupled_weight_decay", True)
     ways = [way for way in WAYS if way != "torch" or torch_too]
     legs = draw(
         st.lists(st.tuples(st.integers(0, 4), st.sampled_from(ways), st.sampled_from(PLACES)), min_size=1, max_size=4)

@@ -47,7 +47,7 @@ def test_any_number_of_threads(sizes, name, options):
 def test_auto(monkeypatch):
     """threads="auto" gives the bits of one thread while it measures and after it has decided."""
     monkeypatch.setattr(_backend, "_threads", 3)
-    steps = 16  # more than the trials of one look
+    steps = 200  # past the second look
     assert bits("rmsprop", [100_000], {}, "auto", steps) == bits("rmsprop", [100_000], {}, 1, steps)
 
 

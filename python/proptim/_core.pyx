@@ -55,10 +55,15 @@ cdef enum:
     # threads="auto" measures steps of at least this many weights.  A smaller step takes about 10 us, and waking a
     # thread costs as much as half of it could save.
     AUTO_WEIGHTS = 65536
-    # Steps of one look: half of them serial, then half parallel, as they would follow each other; the first of each
-    # half warms up.
-    TRIALS = 12
-    LOOK_AGAIN = 2000   # steps until the next look: the machine may be busier or idler by then
+    # Steps of one look: serial ones first, then parallel ones, as they would follow each other.  The first of each
+    # kind warms up; parallel ones are more, for a thread asleep on an idle core needs some 100 us until it helps,
+    # and less than a hundredth of all steps, so that those of a look that finds no gain are not in their p99.
+    SERIAL_TRIALS = 6
+    TRIALS = 24
+    # Steps from one look to the next: the machine may be busier or idler by then.  Soon at first, for a thread just
+    # started may not have come in time; then twice as many each time.
+    LOOK_SOON = 125
+    LOOK_AGAIN = 2000
 
 cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one object of each native dtype
 process = os.getpid()
@@ -206,7 +211,7 @@ cdef class Plan:
     cdef long long repeats          # the last of these steps, with which the clocks have not moved
     cdef list _clocks
     cdef size_t weights
-    cdef long trial
+    cdef long trial, look_after
     cdef double best[2]
 
     def __cinit__(self, optimizer, segments, int threads, bint auto, Plan before=None):
@@ -220,6 +225,7 @@ cdef class Plan:
         self.rule = _rule_numbers[optimizer.kernel]
         self.n_coefs = len(optimizer.coef_names)
         self.threads, self.auto = threads, auto
+        self.look_after = LOOK_SOON
         self.claim = Claim() if before is None else before.claim
         self.steps = 0 if before is None else before.steps
         self._clocks = []
@@ -537,7 +543,10 @@ cdef class Plan:
         if look:
             self._learn(ran == PROPTIM_RAN_PARALLEL, perf_counter() - begin)
         if self._looks():
-            self.trial = (self.trial + 1) % LOOK_AGAIN
+            self.trial += 1
+            if self.trial == self.look_after:
+                self.trial = 0
+                self.look_after = min(2 * self.look_after, LOOK_AGAIN)
         return ran
 
     def step_one(self, Py_ssize_t index, row, parameter, clock):
@@ -577,8 +586,8 @@ cdef class Plan:
                                      self.parallel)
         return squares, bool(finite)
 
-    # threads="auto": every LOOK_AGAIN steps, TRIALS steps run serially and in parallel, and the kind with the faster
-    # best step is kept.
+    # threads="auto": now and then TRIALS steps run serially and in parallel, and the kind with the faster best step is
+    # kept.
 
     cdef bint _looks(self) noexcept:
         return self.auto and self.threads > 1 and self.weights >= AUTO_WEIGHTS
@@ -589,13 +598,13 @@ cdef class Plan:
         if not self._looks():
             return 1
         if self.trial < TRIALS:
-            return 1 if self.trial < TRIALS // 2 else self.threads
+            return 1 if self.trial < SERIAL_TRIALS else self.threads
         return self.threads if self.best[1] < self.best[0] else 1
 
     cdef void _learn(self, bint in_parallel, double seconds) noexcept:
         if self.trial == 0:
             self.best[0] = self.best[1] = FOREVER  # also for want of threads, as while others have them
-        if self.trial % (TRIALS // 2) and seconds < self.best[in_parallel]:
+        if self.trial not in (0, SERIAL_TRIALS) and seconds < self.best[in_parallel]:
             self.best[in_parallel] = seconds
 
 
