@@ -3,8 +3,8 @@
 `python -m proptim.bench.instructions` counts and compares with instructions.json; `--update FILE` writes the counts.
 They depend on compiler, Python and NumPy, so counts of another environment than the recorded one are shown and not
 compared. The counter is read before and after the steps of each case, so that starting Python does not matter. Where
-its objects happen to lie does: a pool of memory that a step empties and fills again costs a tenth of a small step. So
-each case is counted in several layouts of memory, and the least counts.
+its objects happen to lie would: a pool of Python's allocator that a step empties and fills again costs a tenth of a
+small step. So memory comes from malloc, whose short way is the same wherever an object lies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,22 +68,11 @@ def steps() -> None:
         gc.enable()
 
 
-LAYOUTS = (0, 101, 307, 1009, 3001)  # strings made before anything is imported, which shift what comes after them
-CHILD = "kept = [f'layout {{i}}' for i in range({strings})]; from {module} import steps; steps()"
-
-
 def count() -> dict[str, float]:
-    """Instructions of one step of each case, in the layout that needs the fewest."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(count_in, LAYOUTS))
-    return {name: min(counts[name] for counts in found) for name in CASES}
-
-
-def count_in(layout: int) -> dict[str, float]:
-    """Instructions of one step of each case after that many strings have been made."""
+    """Instructions of one step of each case."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        code = CHILD.format(strings=layout, module=f"{__package__}.instructions")
+        code = f"from {__package__}.instructions import steps; steps()"
         done = subprocess.run(
             [
                 *("valgrind", "--tool=callgrind", f"--dump-before={MARK}", f"--callgrind-out-file={out}"),
@@ -115,6 +103,7 @@ FIXED = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
+    "PYTHONMALLOC": "malloc",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 

@@ -3,9 +3,9 @@
  * without POSIX threads; linked into a module of its own that the core loads when more than one thread is first asked
  * for.
  *
- * One parallel region per step with one part per thread; serial when already inside a region.  After fork() the pool
- * of libgomp is dead in the child and a region would wait for it for ever (xgboost #7044, faiss #5206), so a process
- * other than proptim_openmp_process runs all parts itself.
+ * One parallel region per step, in which each thread has a run of neighbouring parts; serial when already inside a
+ * region.  After fork() the pool of libgomp is dead in the child and a region would wait for it for ever (xgboost
+ * #7044, faiss #5206), so a process other than proptim_openmp_process runs all parts itself.
  */
 #include "parallel_openmp.h"
 
@@ -20,7 +20,7 @@ static long process(void) { return (long)getpid(); }
 
 long proptim_openmp_process; /* written under the GIL or with the same value */
 
-proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int threads)
+proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts, int threads)
 {
     const long here = process();
     if (!proptim_openmp_process) proptim_openmp_process = here;
@@ -28,7 +28,7 @@ proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int threads)
         task(data, 0, 1);
         return proptim_openmp_process != here ? PROPTIM_RAN_FORKED : PROPTIM_RAN_SERIAL;
     }
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int part = 0; part < threads; part++) task(data, part, threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < parts; part++) task(data, part, parts);
     return PROPTIM_RAN_PARALLEL;
 }

@@ -7,6 +7,6 @@
 /* The process whose threads may be used; 0: that of the first call.  A child of fork() has no threads to use. */
 extern long proptim_openmp_process;
 
-proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int threads);
+proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts, int threads);
 
 #endif

@@ -27,7 +27,6 @@
 #endif
 
 enum {
-    PARTS = 4,          /* a thread: a member that is late costs the others a quarter of its work at most */
     SPIN = 1000,        /* pauses before sleeping: 10 to 40 us, what falling asleep and waking costs */
     STACK = 512 * 1024, /* bytes: ten times what a part takes in plan.c */
     MAX_WORKERS = 1023
@@ -149,7 +148,7 @@ void proptim_pool_set_limit(int threads)
 
 int proptim_pool_get_limit(void) { return atomic_load(&limit); }
 
-proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int threads)
+proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int threads)
 {
     const int most = atomic_load(&limit); /* once: another thread may lift it */
     if (threads > most) threads = most;
@@ -157,7 +156,7 @@ proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int threads)
         task(data, 0, 1);
         return PROPTIM_RAN_SERIAL;
     }
-    const int helpers = start(threads - 1), parts = (helpers + 1) * PARTS;
+    const int helpers = start(threads - 1);
     job_task = task;
     job_data = data;
     job_parts = parts;

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int threads);
+proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int threads);
 
 /* Let no step take more threads than this, whatever it asks for; below 1: any number.  How many that is now. */
 #if defined(__GNUC__)

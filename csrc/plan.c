@@ -132,7 +132,7 @@ proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const propti
 {
     struct step step = { isa, rule, segments, count, 0, rows };
     for (size_t i = 0; i < count; i++) step.units += units_of(&segments[i], rows);
-    if (threads > 1 && parallel) return parallel(run_part, &step, threads);
+    if (threads > 1 && parallel) return parallel(run_part, &step, parts_of(step.units * UNIT, threads), threads);
     run_part(&step, 0, 1);
     return PROPTIM_RAN_SERIAL;
 }

@@ -77,12 +77,12 @@ typedef struct proptim_view {
 } proptim_view;
 
 /*
- * Run task(data, part, parts) for every part of a number of parts that suits `threads` threads, in any order; return
- * after the last.
+ * Run task(data, part, parts) for every part of `parts`, or task(data, 0, 1), on at most `threads` threads and in any
+ * order; return after the last.
  */
 typedef void proptim_task(void *data, int part, int parts);
 typedef enum proptim_ran { PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED } proptim_ran;
-typedef proptim_ran proptim_parallel(proptim_task *task, void *data, int threads);
+typedef proptim_ran proptim_parallel(proptim_task *task, void *data, int parts, int threads);
 
 /* Instruction sets, best first; NULL behind the last.  Not every one runs on this CPU. */
 const proptim_isa *proptim_isa_at(int index);
@@ -102,7 +102,7 @@ proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, pr
 void proptim_layout(proptim_segment *segment);
 
 /*
- * One step of all segments, cut into parts of equal size for the threads that `parallel` gives; serially with
+ * One step of all segments, cut into parts of equal size that `parallel` deals to its threads; serially with
  * threads == 1 or parallel == NULL.  Saves, sets and restores the floating-point environment of every thread.
  */
 proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const proptim_segment *segments, size_t count,

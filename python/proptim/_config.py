@@ -31,9 +31,23 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+DOORS = {"c": "", "cython": "", "numba": "numba", "scipy": "scipy", "threadpoolctl": "threadpoolctl", "torch": "torch"}
+"""Door to another ecosystem -> the package it needs; without one it needs the compiled core."""
+
+
+def doors() -> dict[str, str]:
+    """Door -> why it is closed here; an empty string for one that is open."""
+    from importlib.util import find_spec
+
+    return {
+        door: _backend.missing_core if not package else "" if find_spec(package) else f"{package} is not installed"
+        for door, package in DOORS.items()
+    }
+
+
 def config() -> dict[str, Any]:
-    """Versions, backend, instruction set and why, threads, compiler, CPU."""
-    reasons = _backend.available_backends()
+    """Versions, backend, instruction set and why, threads, compiler, CPU, and the doors to other ecosystems."""
+    reasons, closed = _backend.available_backends(), doors()
     forced_isa = os.environ.get("PROPTIM_ISA")
     build: dict[str, str] = {}
     if not _backend.missing_core:
@@ -58,10 +72,13 @@ def config() -> dict[str, Any]:
         "available_isas": list(_backend.available_isas()),
         "threads": _backend.get_num_threads(),
         "parallel": _backend.parallel_status(),
+        "available_doors": [door for door, reason in closed.items() if not reason],
+        "unavailable_doors": {door: reason for door, reason in closed.items() if reason},
         "compiler": build.get("compiler"),
         "flags": build.get("flags"),
         "numpy": _version("numpy"),
         "numba": _version("numba"),
+        "scipy": _version("scipy"),
         "torch": _version("torch"),
     }
 

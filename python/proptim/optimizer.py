@@ -376,8 +376,9 @@ class Optimizer:
             self._given = self._grads = grads.copy()
         elif grads is not None:
             self._bind(grads)
-        unchanged = all(group.values_now is not None for group in self.param_groups)
-        if not (self._ready and unchanged) and not self._prepare(loss):
+        if any(group.values_now is None for group in self.param_groups):
+            self._ready = False
+        if not (self._ready and self._blind) and not self._prepare(loss):
             return
         cohorts = self._cohorts or ()
         rows: list[tuple[float, ...] | None] = []
@@ -390,7 +391,7 @@ class Optimizer:
             after.append(clock)
         self._plan.step(rows, after)
         self._round.clear()
-        if self._ready:
+        if self._ready and self._blind:
             self._values = [c.group.values_now if c.active else None for c in cohorts]
             values = [h for h in self._values if h is not None]
             self._quick = not any(map(self.needs_loss, values))
@@ -407,24 +408,24 @@ class Optimizer:
 
         What can be refused comes first, what changes something last.
         """
-        self._ready = False
-        self._settle(self.steps)
+        if not self._ready:
+            self._settle(self.steps)
+            self._bounds = self._limits(self.steps)
         for group in self.param_groups:
             self.check_loss(group.values_now or {}, loss)
-        factor, norm = self._factor(self.steps)
+        factor, norm = self._factor(*self._bounds)
         if factor is None:
             return False
-        self._fit_plan()
+        if not self._ready:
+            self._fit_plan()
         for cohort in self._cohorts or self._gather():
             cohort.stages = self.stages(cohort.group, factor, self.zero_grads, self.flush_denormals)
         self._skips_in_a_row = 0
         if norm is not None:
             self.grad_norm = norm
-        self._ready = (
-            self.clip_norm is None
-            and self.nonfinite == "propagate"
-            and not callable(self.grad_scale)
-            and not any(group.scheduled for group in self.param_groups)
+        self._blind = self.clip_norm is None and self.nonfinite == "propagate"  # no step looks at its gradients
+        self._ready = not (  # all that does not depend on the gradients stands in the plan until something changes
+            callable(self.clip_norm) or callable(self.grad_scale) or any(group.scheduled for group in self.param_groups)
         )
         return True
 
@@ -463,7 +464,7 @@ class Optimizer:
         self._settle(now)
         p = self._parameters[index]
         self.check_loss(p.group.values_now or {}, None)
-        factor, _ = self._factor(now, index)
+        factor, _ = self._factor(*self._limits(now), index)
         if factor is None:
             return
         self._fit_plan()
@@ -518,11 +519,10 @@ class Optimizer:
                     self._grow(p)
                 self._rebuild()
 
-    def _factor(self, steps: int, only: int = -1) -> tuple[float | None, float | None]:
+    def _factor(self, scale: float, limit: float | None, only: int = -1) -> tuple[float | None, float | None]:
         """The factor on all gradients of this step, None if it is to be skipped; and their norm if it was measured."""
         if all(g is None for g in self._grads):
             raise ValueError("step() has no gradients; pass them, step(grads), or bind them with grads= before")
-        scale, limit = self._limits(steps)
         if self.nonfinite == "propagate" and limit is None:
             return scale, None
         squares, finite = self._plan.reduce(only)

@@ -32,8 +32,9 @@ enum { N = 100, PARTS = 2 };
 static unsigned long normal, hostile;
 
 /* As if every part had a thread of its own, each with the hostile mode. */
-static proptim_ran in_turn(proptim_task *task, void *data, int parts)
+static proptim_ran in_turn(proptim_task *task, void *data, int parts, int threads)
 {
+    (void)threads;
     for (int part = 0; part < parts; part++) {
         set_mode(hostile);
         task(data, part, parts);

@@ -173,8 +173,9 @@ static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const
 }
 
 /* The last part first: a part that reads what another wrote shows. */
-static proptim_ran backwards(proptim_task *task, void *data, int parts)
+static proptim_ran backwards(proptim_task *task, void *data, int parts, int threads)
 {
+    (void)threads;
     for (int part = parts - 1; part >= 0; part--) task(data, part, parts);
     return PROPTIM_RAN_PARALLEL;
 }

@@ -98,7 +98,7 @@ int main(int argc, char **argv)
     }
 
     here = pthread_self();
-    CHECK(proptim_parallel_pool(slow_in_workers, NULL, 3) == PROPTIM_RAN_PARALLEL, "slow parts");
+    CHECK(proptim_parallel_pool(slow_in_workers, NULL, 12, 3) == PROPTIM_RAN_PARALLEL, "slow parts");
     CHECK(atomic_load(&all_parts) == 12 && atomic_load(&slow_parts) > 0, "%d parts, %d in workers",
           atomic_load(&all_parts), atomic_load(&slow_parts));
 

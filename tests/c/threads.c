@@ -21,17 +21,18 @@ static void *run_piece(void *argument)
     return NULL;
 }
 
-static proptim_ran on_threads(proptim_task *task, void *data, int parts)
+static proptim_ran on_threads(proptim_task *task, void *data, int parts, int threads)
 {
+    (void)threads;
     enum { MOST = 16 };
     struct piece pieces[MOST];
-    pthread_t threads[MOST];
+    pthread_t started[MOST];
     CHECK(parts <= MOST, "%d parts", parts);
     for (int part = 0; part < parts; part++) {
         pieces[part] = (struct piece){ task, data, part, parts };
-        CHECK(!pthread_create(&threads[part], NULL, run_piece, &pieces[part]), "no thread");
+        CHECK(!pthread_create(&started[part], NULL, run_piece, &pieces[part]), "no thread");
     }
-    for (int part = 0; part < parts; part++) CHECK(!pthread_join(threads[part], NULL), "thread lost");
+    for (int part = 0; part < parts; part++) CHECK(!pthread_join(started[part], NULL), "thread lost");
     return PROPTIM_RAN_PARALLEL;
 }
 
