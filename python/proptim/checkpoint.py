@@ -226,8 +226,8 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = os.fspath(path)  # and not the temporary name
+        if isinstance(error, OSError) and error.errno is not None:  # one of the system's, which names files
+            error.filename, error.filename2 = os.fspath(path), None  # and not the temporary name
         raise
     if os.name == "posix":  # elsewhere folders cannot be opened
         folder = os.open(target.parent, os.O_RDONLY)
