@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -55,6 +56,14 @@ def tests(session: nox.Session) -> None:
     for variant in [{}, *VARIANTS]:
         session.log(" ".join(f"{k}={v}" for k, v in variant.items()) or "defaults")
         session.run("python", "-m", "pytest", *session.posargs, env=variant)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, in build/docs: examples run, warnings are errors, every link inside leads somewhere."""
+    session.install(".[docs]")
+    shutil.rmtree("build/docs", ignore_errors=True)  # pages that are gone would still be looked at
+    session.run("sphinx-build", "-nW", "--keep-going", "docs", "build/docs", *session.posargs)
 
 
 @nox.session

@@ -135,7 +135,18 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the most threads that optimizers made from now on use with threads="auto"."""
+    """Set the most threads that optimizers made from now on use with threads="auto".
+
+    Parameters
+    ----------
+    n : int
+        At least 1, at most 1024.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
     global _threads
     _threads = _positive(n, "number of threads")
 

@@ -17,9 +17,17 @@ if TYPE_CHECKING:
 class Adadelta(Optimizer):
     r"""Adadelta: the units of the step come from past steps, so that no learning rate is needed.
 
-    .. math:: v \leftarrow \rho v + (1-\rho) g^2, \quad
-              d = \frac{\sqrt{u + \epsilon}}{\sqrt{v + \epsilon}}\, g, \quad
-              u \leftarrow \rho u + (1-\rho) d^2, \quad p \leftarrow p - \eta d
+    .. math::
+
+        v \leftarrow \rho v + (1-\rho) g^2
+
+        d = \frac{\sqrt{u + \epsilon}}{\sqrt{v + \epsilon}}\, g
+
+        u \leftarrow \rho u + (1-\rho) d^2
+
+        p \leftarrow p - \eta d
+
+    as in [1]_.
 
     Parameters
     ----------

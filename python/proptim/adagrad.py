@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 class Adagrad(Optimizer):
     r"""Adagrad: every weight divides by its whole past, so all steps shrink for ever.
 
-    .. math:: S \leftarrow S + g^2, \qquad
-              p \leftarrow p - \frac{\eta}{1 + (t-1)\,\lambda} \frac{g}{\sqrt{S} + \epsilon}
+    .. math::
+
+        S \leftarrow S + g^2
+
+        p \leftarrow p - \frac{\eta}{1 + (t-1)\,\lambda} \frac{g}{\sqrt{S} + \epsilon}
+
+    at step t, as in [1]_.
 
     Parameters
     ----------
@@ -56,7 +61,8 @@ class Adagrad(Optimizer):
 
     Notes
     -----
-    Equal to torch.optim.Adagrad.
+    Equal to torch.optim.Adagrad. optax.adagrad and Keras are ``initial_accumulator_value=0.1, eps=1e-7,
+    eps_inside_sqrt=True``; their lr decays by a schedule.
 
     References
     ----------

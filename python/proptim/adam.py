@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 class Adam(Optimizer):
     r"""Adam, with AMSGrad and the "epsilon hat" form as options.
 
-    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
-              p \leftarrow p - \frac{\eta}{1-\beta_1^t} \frac{m}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
+    .. math::
+
+        m \leftarrow \beta_1 m + (1-\beta_1) g
+
+        v \leftarrow \beta_2 v + (1-\beta_2) g^2
+
+        p \leftarrow p - \frac{\eta}{1-\beta_1^t} \frac{m}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
+
+    at step t, as in [1]_.
 
     Parameters
     ----------
@@ -33,7 +40,7 @@ class Adam(Optimizer):
     eps : float or schedule, default 1e-8
         Added to the root.
     amsgrad : bool, default False
-        Divide by the largest v so far; costs the state array ``max_exp_avg_sq``.
+        Divide by the largest v so far [2]_; costs the state array ``max_exp_avg_sq``.
     eps_hat : bool, default False
         Add eps to the root of the uncorrected v, as Keras and TF do.
     **options
@@ -130,6 +137,8 @@ class AdamW(Adam):
 
     .. math:: p \leftarrow p\,(1 - \eta\lambda) - \frac{\eta}{1-\beta_1^t} \frac{m}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
 
+    at step t, with :math:`\lambda` the `weight_decay` and m and v the moving averages of `Adam` [1]_.
+
     Parameters, errors and references of `Adam` hold; `weight_decay` defaults to 1e-2 and `decoupled_weight_decay` to
     True.
 
@@ -144,8 +153,8 @@ class AdamW(Adam):
 
     Notes
     -----
-    Equal to torch.optim.AdamW. optax.adamw decays with the parameter before its own update, which is the same;
-    both multiply the decay by lr.
+    Equal to torch.optim.AdamW. optax.adamw decays with the parameter before its own update, which is the same, by 1e-4;
+    Keras by 4e-3. All multiply the decay by lr.
 
     References
     ----------

@@ -1,18 +1,36 @@
 """Steps without an object, for loops that keep their own state; and helpers over collections of gradients.
 
-One function for each rule, called by its name: ``functional.rmsprop(param, grad, square_avg, lr=1e-3)``. Arguments are
-the parameter, its gradient and the state arrays of the rule, all stepped or read in place, then by keyword the
-hyperparameters of the class of this name and
+One function for each rule, called by its name: ``functional.rmsprop(param, grad, square_avg, lr=1e-3)``.
 
 ``functional.rmsprop.init(param, **hyperparameters)`` makes the state arrays, by name. Most are zeros at first; Rprop's
-`step_word` is a step size with a sign in it, and only ``functional.rprop.init(param, lr=0.1)`` makes it.
+``step_word`` is a step size with a sign in it, and only ``functional.rprop.init(param, lr=0.1)`` makes it.
 
-step : which step this is, counted from 1; only rules that correct or decay by it look (Adam, NAdam, Adagrad, ...).
-loss, prev_loss : for Rprop's irprop+.
-mu_product : for NAdam, the product up to the step before; without it, it is multiplied up from the first step.
-grad_scale, clip_value, weight_decay, decoupled_weight_decay, maximize, zero_grads, flush_denormals, threads, backend :
-    as in `Optimizer`, except that threads defaults to 1.
+Parameters
+----------
+param : array
+    Stepped in place.
+grad : array
+    Its gradient, of the same shape and dtype.
+state arrays : array
+    Those of the rule, by name or in its order, of the same shape and dtype; stepped in place. None, or left out, for
+    one that an option switches on.
+step : int, default 1
+    Which step this is, counted from 1; only rules that correct or decay by it look (Adam, NAdam, Adagrad, ...).
+loss, prev_loss : float, optional
+    For Rprop's "irprop+".
+mu_product : float, optional
+    For NAdam, the product up to the step before; without it, it is multiplied up from the first step.
+hyperparameters : by keyword
+    Those of the class of this name, and of the options of `proptim.Optimizer`: grad_scale, clip_value, weight_decay,
+    decoupled_weight_decay, maximize, zero_grads, flush_denormals, threads (1 by default) and backend.
 
+Raises
+------
+ValueError, TypeError
+    As the class does; nothing has changed then.
+
+Examples
+--------
 >>> import numpy as np
 >>> from proptim import functional
 >>> w, square_avg = np.array([1.0, 1.0]), np.zeros(2)
@@ -54,7 +72,7 @@ class OneShot:
     def __init__(self, optimizer: type[Optimizer]) -> None:
         self.optimizer = optimizer
         self.__name__ = optimizer.__name__.lower()
-        self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.functional`."
+        self.__doc__ = f"One step of `proptim.{optimizer.__name__}` on one parameter, in place."
         keyword = inspect.Parameter.KEYWORD_ONLY
         own = [
             p.replace(kind=keyword)
@@ -171,8 +189,23 @@ def _gradients(grads: Any) -> list[tuple[str, Array]]:
 def global_norm(grads: Any) -> float:
     """Euclidean norm of all gradients together, in float64, the same bits on every backend and thread count.
 
-    `grads`: a sequence or dict of arrays; None is passed over. Raises TypeError for what is no supported array.
+    Parameters
+    ----------
+    grads : sequence or dict of arrays
+        None among them is passed over.
 
+    Returns
+    -------
+    float
+        The norm.
+
+    Raises
+    ------
+    TypeError
+        For what is no supported array.
+
+    Examples
+    --------
     >>> import numpy as np, proptim
     >>> proptim.global_norm([np.array([3.0]), np.array([[4.0]])])
     5.0
@@ -182,16 +215,40 @@ def global_norm(grads: Any) -> float:
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
-    """Scale the gradients in place so that their global norm is at most `max_norm`; return the norm before.
+    r"""Scale the gradients in place so that their global norm is at most `max_norm`; return the norm before.
 
-    As torch.nn.utils.clip_grad_norm_, factor = min(1, max_norm / (norm + 1e-6)). An optimizer's `clip_norm` does the
-    same inside the step, without a second pass over the gradients. Raises ValueError for read-only arrays, arrays that
-    share memory or a negative `max_norm`, TypeError for what is no supported array; nothing has changed then.
+    .. math:: g \leftarrow g \cdot \min\left(1, \frac{\mathrm{max\_norm}}{\|g\| + 10^{-6}}\right)
 
+    Parameters
+    ----------
+    grads : sequence or dict of arrays
+        None among them is passed over.
+    max_norm : float
+        At least 0.
+
+    Returns
+    -------
+    float
+        The norm before.
+
+    Raises
+    ------
+    ValueError
+        For read-only arrays, arrays that share memory or a negative `max_norm`; nothing has changed then.
+    TypeError
+        For what is no supported array; nothing has changed then.
+
+    Examples
+    --------
     >>> import numpy as np, proptim
     >>> grad = np.array([3.0, 4.0])
     >>> proptim.clip_grad_norm([grad], 1.0), grad.round(5)
     (5.0, array([0.6, 0.8]))
+
+    Notes
+    -----
+    As ``torch.nn.utils.clip_grad_norm_``; optax and Keras divide by the norm without the 1e-6. An optimizer's
+    `clip_norm` does the same inside the step, without a second pass over the gradients.
     """
     check_number("max_norm value", max_norm)
     arrays = _gradients(grads)
@@ -214,10 +271,29 @@ def flatten(params: Iterable[Any]) -> tuple[Array, list[Array]]: ...
 def flatten(params: Any) -> tuple[Array, Any]:
     """Copy arrays into one aligned buffer; return it and views of it in the original shapes.
 
-    Stepping the buffer steps all of them in one kernel call, and collectives want one buffer too. `params`: a
-    sequence or dict of arrays of one dtype. Raises TypeError for mixed dtypes or what is no supported array, ValueError
-    for no array at all.
+    Stepping the buffer steps all of them in one kernel call, and collectives want one buffer too.
 
+    Parameters
+    ----------
+    params : sequence or dict of arrays
+        All of one dtype.
+
+    Returns
+    -------
+    buffer : array
+        All elements in one row, on a cache line of 64 bytes.
+    views : list or dict of arrays
+        As `params`.
+
+    Raises
+    ------
+    TypeError
+        For mixed dtypes or what is no supported array.
+    ValueError
+        For no array at all.
+
+    Examples
+    --------
     >>> import numpy as np, proptim
     >>> flat, (w, b) = proptim.flatten([np.ones((2, 3)), np.zeros(3)])
     >>> opt = proptim.SGD([flat], lr=0.5)

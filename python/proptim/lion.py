@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 class Lion(Optimizer):
     r"""Lion: every weight moves by exactly lr, in the direction of momentum and gradient together.
 
-    .. math:: p \leftarrow p - \eta\,\mathrm{sign}(\beta_1 m + (1-\beta_1) g), \qquad
-              m \leftarrow \beta_2 m + (1-\beta_2) g
+    .. math::
+
+        p \leftarrow p - \eta\,\mathrm{sign}(\beta_1 m + (1-\beta_1) g)
+
+        m \leftarrow \beta_2 m + (1-\beta_2) g
+
+    as in [1]_.
 
     Parameters
     ----------
@@ -51,7 +56,8 @@ class Lion(Optimizer):
 
     Notes
     -----
-    As optax.lion without its default weight decay; torch.optim has no Lion. A NaN gradient makes its parameter NaN.
+    As optax.lion, which by default decays weights decoupled by 1e-3, and as Keras with an lr of 1e-3; torch.optim has
+    no Lion. A NaN gradient makes its parameter NaN.
 
     References
     ----------

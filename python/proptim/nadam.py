@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 class NAdam(Optimizer):
     r"""NAdam: Adam whose step already uses the momentum of the next one.
 
-    .. math:: \mu_t = \beta_1 (1 - \tfrac12 0.96^{t\psi}), \quad c_t = \prod_{i \le t} \mu_i, \quad
-              p \leftarrow p - \eta \frac{\frac{1-\mu_t}{1-c_t} g + \frac{\mu_{t+1}}{1-c_t\mu_{t+1}} m}
-              {\sqrt{v / (1-\beta_2^t)} + \epsilon}
+    .. math::
 
-    with m and v the moving averages of `Adam`.
+        \mu_t = \beta_1 (1 - \tfrac12 0.96^{t\psi}), \quad c_t = \prod_{i \le t} \mu_i
+
+        p \leftarrow p - \eta \frac{\frac{1-\mu_t}{1-c_t} g + \frac{\mu_{t+1}}{1-c_t\mu_{t+1}} m}
+        {\sqrt{v / (1-\beta_2^t)} + \epsilon}
+
+    at step t, with m and v the moving averages of `Adam` [1]_.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ class NAdam(Optimizer):
     Notes
     -----
     torch.optim.NAdam keeps the product c in float32, so that agreement ends near 1e-7; here it is a float64.
-    optax.nadam has the simpler look-ahead without the schedule of :math:`\mu`.
+    Keras has :math:`\psi = 1`. optax.nadam has no such schedule: with ``momentum_decay=1e6`` :math:`\mu` is
+    :math:`\beta_1` from the first step on, as there.
 
     References
     ----------

@@ -44,33 +44,85 @@ class Cohort:
 
 
 class Optimizer:
-    """Base of all optimizers; a subclass adds one rule.
+    """Base of all optimizers: groups, state, the step, saving and loading; a subclass adds one rule.
 
-    Options, all keyword-only:
+    Every optimizer takes, beside its own hyperparameters, these options by keyword.
 
-    grads : arrays like `params`, bound once, so that `step()` needs no argument.
-    weight_decay : L2 penalty added to the gradient, or decoupled (param *= 1 - lr * weight_decay) with
-        `decoupled_weight_decay=True`.
-    maximize : step up the gradient instead of down.
-    clip_value : clip every element of the gradient to [-clip_value, clip_value].
-    clip_norm : scale all gradients so that their global norm is at most clip_norm, as
-        torch.nn.utils.clip_grad_norm_; the norm found is kept in `grad_norm`.
-    grad_scale : factor on every gradient (the inverse of a loss scale).
-    nonfinite : "propagate" NaN and inf as IEEE does, "skip" the step (counted in `skipped`), or "raise"
-        FloatingPointError.
-    max_skips : with "skip", raise after this many skips in a row.
-    zero_grads : set the gradients to zero as part of the step, also of a skipped one.
-    flush_denormals : set subnormal numbers in the state to zero after the step.
-    threads : how many, or "auto": as many as help, decided by measuring.
-    backend : "c", "numba" or "numpy"; None takes `proptim.backend()`.
+    Parameters
+    ----------
+    params : sequence or dict of arrays, or sequence of groups
+        What is stepped, in place: arrays of float32, float64, complex64 or complex128 (as pairs of reals), of any shape
+        and strides, in CPU memory: NumPy arrays, torch tensors, anything with the buffer protocol or DLPack. A group
+        is a dict with "params" and the hyperparameters that differ from the arguments.
+    grads : like `params`, optional
+        Gradients, bound once, so that `step()` needs no argument. Shape and dtype are those of the parameters.
+    weight_decay : float or schedule, default 0
+        L2 penalty added to the gradient, or decoupled.
+    decoupled_weight_decay : bool, default False
+        Multiply the parameter by 1 - lr * weight_decay instead, before the rule.
+    maximize : bool, default False
+        Step up the gradient instead of down.
+    clip_value : float or schedule, optional
+        Clip every element of the gradient to [-clip_value, clip_value].
+    clip_norm : float or schedule, optional
+        Scale all gradients so that their global norm is at most this, as ``torch.nn.utils.clip_grad_norm_``.
+    grad_scale : float or schedule, default 1
+        Factor on every gradient: the inverse of a loss scale.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What to do about NaN and infinity in gradients: as IEEE does, leave everything as it is and count the step in
+        `skipped`, or raise FloatingPointError.
+    max_skips : int, optional
+        With "skip", raise after this many skips in a row.
+    zero_grads : bool, default False
+        Set the gradients to zero as part of the step, also of a skipped one.
+    flush_denormals : bool, default False
+        Set subnormal numbers in the state to zero after the step.
+    threads : int or "auto", default "auto"
+        How many to step on; "auto" takes as many as help, decided by measuring.
+    backend : {"c", "numba", "numpy"}, optional
+        Who runs the rule; what `proptim.backend` says if it is not given.
 
-    All hyperparameters and `weight_decay`, `decoupled_weight_decay`, `maximize` and `clip_value` can be set for
-    each parameter group, and for all groups at once as attributes: `opt.weight_decay = 0.1`. The numbers among
-    them, `clip_norm` and `grad_scale` may be schedules: callables of the number of completed steps.
+    Attributes
+    ----------
+    param_groups : list of dict
+        The hyperparameters and parameters of each group.
+    defaults : dict
+        The hyperparameters of groups that do not name their own.
+    skipped : int
+        Steps that were skipped.
+    grad_norm : float or None
+        The global norm of the gradients at the last step, before clipping; only with `clip_norm`.
 
-    A subclass states `states`, the names of its state arrays; `optional`, the hyperparameter that switches on
-    some of them; `rule`, the update itself; `check`, which hyperparameters are legal; and `advance`, the numbers
-    that the rule needs at a step.
+    Raises
+    ------
+    ValueError
+        For an option or hyperparameter out of range, read-only arrays, arrays that share memory, shapes that differ.
+    TypeError
+        For an unknown keyword, and for what is no array of a supported dtype in CPU memory.
+
+    Examples
+    --------
+    >>> import numpy as np, proptim
+    >>> w, b = np.ones(2), np.zeros(1)
+    >>> opt = proptim.SGD([{"params": [w]}, {"params": [b], "lr": 1.0}], lr=0.5, clip_norm=5.0)
+    >>> opt.step([np.array([6.0, 8.0]), np.array([0.0])])
+    >>> w.round(6), opt.grad_norm
+    (array([-0.5, -1. ]), 10.0)
+    >>> opt.lr = 0.1
+    >>> [group["lr"] for group in opt.param_groups]
+    [0.1, 0.1]
+
+    Notes
+    -----
+    Hyperparameters, `weight_decay`, `decoupled_weight_decay`, `maximize` and `clip_value` can be set at any time for
+    each group, and for all groups as attributes. The numbers among them, `clip_norm` and `grad_scale` may be schedules:
+    callables of the number of completed steps, see `proptim.schedules`.
+
+    A gradient is scaled (`grad_scale`, `clip_norm`, `maximize`), clipped by value, and then gets its L2 penalty.
+
+    A subclass states `states`, the names of its state arrays; `optional`, the hyperparameter that switches on some of
+    them; `rule`, the update itself; `check`, which hyperparameters are legal; and `advance`, the numbers that the rule
+    needs at a step.
     """
 
     kernel: ClassVar[str]
@@ -279,10 +331,19 @@ class Optimizer:
         return plan
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Add a group: a dict with "params" and the hyperparameters that differ from the defaults.
+        """Add a group of parameters.
 
-        Raises ValueError for unknown keys and for arrays or names that are there already, TypeError for what is
-        no array; nothing has changed then.
+        Parameters
+        ----------
+        param_group : dict
+            "params", and the hyperparameters that differ from the defaults.
+
+        Raises
+        ------
+        ValueError
+            For unknown keys, and for arrays or names that are there already; nothing has changed then.
+        TypeError
+            For what is no dict, or holds what is no array; nothing has changed then.
         """
         if not isinstance(param_group, Mapping):
             raise TypeError(f"param_group is {type(param_group).__name__}; expected a dict")
@@ -346,10 +407,22 @@ class Optimizer:
     def step(self, grads: Any = None, *, loss: float | None = None) -> None:
         """Step every parameter once, in place.
 
-        `grads` mirrors `params`, with None for a parameter that is left out this time; they stay bound, and
-        without `grads` the gradients bound before are read again. `loss` is for rules that look at it (irprop+).
-        Raises ValueError or TypeError for gradients that do not fit, RuntimeError if another thread is stepping
-        this optimizer, FloatingPointError as `nonfinite` says; nothing has changed then.
+        Parameters
+        ----------
+        grads : like `params`, optional
+            A gradient for each parameter, None for one that is left out this time. They stay bound; without `grads`
+            those bound before are read again.
+        loss : float, optional
+            For rules that look at it: Rprop's "irprop+".
+
+        Raises
+        ------
+        ValueError, TypeError
+            For gradients that do not fit; nothing has changed then.
+        FloatingPointError
+            As `nonfinite` says; nothing has changed then.
+        RuntimeError
+            If another thread is stepping this optimizer.
         """
         # Nothing but gradients and clocks may have changed since the last step, whose numbers stand in the plan.
         if self._quick and (grads is None or (self._plain and type(grads) is list)):
@@ -430,10 +503,17 @@ class Optimizer:
         return True
 
     def step_param(self, key: int | str, grad: Any) -> None:
-        """Step one parameter, by name or index, as soon as its gradient exists and is still in cache.
+        """Step one parameter as soon as its gradient exists and is still in cache.
 
-        Going round all parameters equals one `step`, and `steps` counts the rounds. Not with clip_norm or irprop+,
+        Going round all parameters equals one `step`, and `steps` counts the rounds. Not with `clip_norm` or "irprop+",
         which need all gradients or the loss. Raises as `step` does.
+
+        Parameters
+        ----------
+        key : int or str
+            Index or name of the parameter.
+        grad : array
+            Its gradient.
         """
         with self._plan.claim:
             index = self._index(key)
@@ -638,9 +718,13 @@ class Optimizer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of state and hyperparameters as dicts, arrays and numbers, under torch.optim's keys.
+        """A copy of state and hyperparameters, under torch.optim's keys.
 
-        Schedules are code and not part of it.
+        Returns
+        -------
+        dict
+            "state", "param_groups" and counts, made of dicts, lists, arrays and numbers. Schedules are code and not
+            part of it.
         """
         from proptim import checkpoint
 
@@ -648,9 +732,17 @@ class Optimizer:
             return checkpoint.dump(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` of this class, or of the torch.optim class of this name, returned.
+        """Take over the state and hyperparameters of another optimizer.
 
-        Raises ValueError or TypeError if it does not fit these parameters; nothing has changed then.
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` of this class, or of the torch.optim class of this name, returned.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it does not fit these parameters; nothing has changed then.
         """
         from proptim import checkpoint
 
@@ -669,7 +761,13 @@ class Optimizer:
             self._plan.steps = loaded.steps
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write `state_dict()` to an .npz file, which is there whole or not at all."""
+        """Write `state_dict()` to an .npz file, which is there whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            An existing file is replaced.
+        """
         from proptim import checkpoint
 
         checkpoint.write(path, self.state_dict())
@@ -677,7 +775,15 @@ class Optimizer:
     def load(self, path: str | PathLike[str]) -> None:
         """`load_state_dict` from a file that `save` wrote; never executes anything in it.
 
-        Raises ValueError that names the file if it is damaged or does not fit; nothing has changed then.
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Raises
+        ------
+        ValueError
+            Naming the file, if it is damaged or does not fit; nothing has changed then.
         """
         from proptim import checkpoint
 

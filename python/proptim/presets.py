@@ -1,9 +1,11 @@
 """Hyperparameters under which RMSprop repeats another library's run.
 
+tf1 and optax have no default learning rate: add lr=. Keras decays weights decoupled: add weight_decay= as there.
+
+Examples
+--------
 >>> import numpy as np, proptim
 >>> opt = proptim.RMSprop([np.zeros(3)], **proptim.presets.rmsprop["torch"])
-
-tf1 and optax have no default learning rate: add lr=. Keras decays weights decoupled: add weight_decay= as there.
 """
 
 from __future__ import annotations
@@ -38,3 +40,4 @@ rmsprop: dict[str, dict[str, Any]] = {
         "lr_in_momentum": True,
     },
 }
+"""Preset -> hyperparameters: "torch", "keras", "tf1", "optax", "timm"."""

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 class RMSprop(Optimizer):
     r"""RMSprop with every option that its implementations have grown: momentum, centering, where eps and lr go.
 
-    .. math:: v \leftarrow \alpha v + (1-\alpha) g^2, \qquad p \leftarrow p - \eta \frac{g}{\sqrt{v} + \epsilon}
+    .. math::
 
-    Centered, with :math:`a \leftarrow \alpha a + (1-\alpha) g`, the root is of :math:`\max(v - a^2, 0)`. With momentum,
-    and :math:`u` the quotient, :math:`b \leftarrow \mu b + u` and :math:`p \leftarrow p - \eta b`, or
-    :math:`p \leftarrow p - \eta (u + \mu b)` with nesterov.
+        v \leftarrow \alpha v + (1-\alpha) g^2
+
+        p \leftarrow p - \eta \frac{g}{\sqrt{v} + \epsilon}
+
+    as in [1]_. Centered [2]_, with :math:`a \leftarrow \alpha a + (1-\alpha) g`, the root is of
+    :math:`\max(v - a^2, 0)`. With momentum, and :math:`u` the quotient, :math:`b \leftarrow \mu b + u` and
+    :math:`p \leftarrow p - \eta b`, or :math:`p \leftarrow p - \eta (u + \mu b)` with nesterov.
 
     Parameters
     ----------

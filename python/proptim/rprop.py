@@ -38,10 +38,14 @@ class Rprop(Optimizer):
 
     With :math:`s` the product of the signs of the last two gradients,
 
-    .. math:: d \leftarrow \begin{cases} \min(d\,\eta_+, d_{max}) & s > 0 \\ \max(d\,\eta_-, d_{min}) & s < 0 \\
-              d & s = 0 \end{cases} \qquad p \leftarrow p - \mathrm{sign}(g)\, d
+    .. math::
 
-    and when the sign changes (:math:`s < 0`) the variants differ:
+        d \leftarrow \begin{cases} \min(d\,\eta_+, d_\mathrm{max}) & s > 0 \\ \max(d\,\eta_-, d_\mathrm{min}) & s < 0 \\
+        d & s = 0 \end{cases}
+
+        p \leftarrow p - \mathrm{sign}(g)\, d
+
+    as in [1]_, and when the sign changes (:math:`s < 0`) the variants [2]_ differ:
 
     ========== ============================================================ =====================
     variant    the move                                                     the next step sees
@@ -63,7 +67,7 @@ class Rprop(Optimizer):
     etas : (float, float), default (0.5, 1.2)
         :math:`(\eta_-, \eta_+)`, below and above 1.
     step_sizes : (float, float), default (1e-6, 50)
-        :math:`(d_{min}, d_{max})`, within 2**-50 and 2**37.
+        :math:`(d_\mathrm{min}, d_\mathrm{max})`, within 2**-50 and 2**37.
     variant : {"rprop-", "irprop-", "rprop+", "irprop+"}, default "rprop-"
         "irprop+" needs ``step(..., loss=...)``.
     **options

@@ -1,5 +1,10 @@
 """Hyperparameters that change over time: callables of the number of completed steps.
 
+Any callable that takes that number and returns a number is a schedule. These also print what they are and compare equal
+when they are the same. Each raises ValueError for numbers of steps, factors and shares that are out of range.
+
+Examples
+--------
 >>> from proptim import schedules
 >>> lr = schedules.warmup(100, then=schedules.cosine(1e-3, 900))
 >>> lr
@@ -30,7 +35,13 @@ def _positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class constant:
-    """`value` at every step."""
+    """The same at every step.
+
+    Parameters
+    ----------
+    value : float
+        That.
+    """
 
     value: float
 
@@ -43,7 +54,15 @@ class constant:
 
 @dataclass(frozen=True)
 class linear:
-    """In a straight line from `start` to `end` over `steps` steps, then `end`."""
+    """In a straight line from `start` to `end`, then `end`.
+
+    Parameters
+    ----------
+    start, end : float
+        First and last value.
+    steps : int
+        How many steps the line takes.
+    """
 
     start: float
     end: float
@@ -63,7 +82,25 @@ class linear:
 
 @dataclass(frozen=True)
 class cosine:
-    """Half a cosine from `start` to `end` over `steps` steps, then `end` (Loshchilov & Hutter 2017, SGDR)."""
+    r"""Half a cosine from `start` to `end`, then `end`.
+
+    .. math:: e + (s - e) \frac{1 + \cos(\pi\,t/T)}{2}
+
+    after t of T steps, as in [1]_ without restarts and in torch.optim.lr_scheduler.CosineAnnealingLR up to T.
+
+    Parameters
+    ----------
+    start : float
+        First value, s.
+    steps : int
+        How many steps it takes, T.
+    end : float, default 0
+        Last value, e.
+
+    References
+    ----------
+    .. [1] Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
+    """
 
     start: float
     steps: int
@@ -83,7 +120,17 @@ class cosine:
 
 @dataclass(frozen=True)
 class exponential:
-    """`start * rate ** (step / every)`: smoothly, times `rate` in `every` steps."""
+    """Smoothly, times `rate` in `every` steps: ``start * rate ** (step / every)``.
+
+    Parameters
+    ----------
+    start : float
+        First value.
+    rate : float
+        Factor, above 0.
+    every : float, default 1
+        In how many steps.
+    """
 
     start: float
     rate: float
@@ -102,7 +149,17 @@ class exponential:
 
 @dataclass(frozen=True)
 class step:
-    """`start`, times `factor` at once after each `every` steps, as torch.optim.lr_scheduler.StepLR."""
+    """In stairs: times `factor` at once after each `every` steps, as torch.optim.lr_scheduler.StepLR.
+
+    Parameters
+    ----------
+    start : float
+        First value.
+    factor : float
+        What a stair multiplies by.
+    every : int
+        Steps of one stair.
+    """
 
     start: float
     factor: float
@@ -120,10 +177,27 @@ class step:
 
 @dataclass(frozen=True)
 class one_cycle:
-    """Up from `peak / div` to `peak` and down to `peak / final_div`, both by cosine (Smith & Topin 2018).
+    """Up from ``peak / div`` to ``peak`` and down to ``peak / final_div``, both by cosine [1]_.
 
-    `warm` is the share of `steps` that goes up; the defaults are those of torch's OneCycleLR, whose final divisor of
-    1e4 counts from the start of the cycle and not from its peak.
+    Parameters
+    ----------
+    peak : float
+        Greatest value.
+    steps : int
+        How many steps it takes, up and down.
+    warm : float, default 0.3
+        The share of `steps` that goes up.
+    div, final_div : float, default 25 and 25e4
+        What `peak` is divided by at the beginning and at the end.
+
+    Notes
+    -----
+    The defaults are those of torch's OneCycleLR, whose final divisor of 1e4 counts from the start of the cycle and not
+    from its peak.
+
+    References
+    ----------
+    .. [1] Smith & Topin, "Super-convergence: very fast training of neural networks using large learning rates", 2018.
     """
 
     peak: float
@@ -151,7 +225,17 @@ class one_cycle:
 
 @dataclass(frozen=True)
 class warmup:
-    """In a straight line up to the first value of `then` over `steps` steps, then `then` from its beginning."""
+    """In a straight line up to the first value of `then`, then `then` from its beginning.
+
+    The first step already moves, and the last one of the line is at full height.
+
+    Parameters
+    ----------
+    steps : int
+        How many steps the line takes.
+    then : schedule or float
+        What comes after it.
+    """
 
     steps: int
     then: Schedule | float
@@ -163,16 +247,28 @@ class warmup:
         after = self.then if callable(self.then) else constant(self.then)
         if step >= self.steps:
             return after(step - self.steps)
-        return after(0) * (step + 1) / self.steps  # the first step already moves, the last one is at full height
+        return after(0) * (step + 1) / self.steps
 
     def __repr__(self) -> str:
         return _show("warmup", self.steps, then=self.then)
 
 
 class join:
-    """One schedule after the other: `join(a, 100, b, 500, c)` changes at steps 100 and 500.
+    """One schedule after the other, each from its own beginning.
 
-    Each starts at its own beginning.
+    Parameters
+    ----------
+    first : schedule
+        What begins.
+    *rest : int and schedule in turn
+        When the next one takes over, and what it is.
+
+    Examples
+    --------
+    >>> from proptim import schedules
+    >>> lr = schedules.join(schedules.constant(0.1), 100, schedules.linear(0.1, 0.0, 400))
+    >>> lr(99), lr(300), lr(500)
+    (0.1, 0.05, 0.0)
     """
 
     def __init__(self, first: Schedule, *rest: int | Schedule) -> None:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 class SGD(Optimizer):
     r"""Stochastic gradient descent with momentum, dampening and Nesterov's look-ahead.
 
-    .. math:: b \leftarrow \mu b + (1-\tau) g, \qquad
-              p \leftarrow p - \eta \, (g + \mu b \text{ if nesterov else } b)
+    .. math::
 
-    and plain :math:`p \leftarrow p - \eta g` without momentum. At the first step :math:`b = g`, undamped.
+        b \leftarrow \mu b + (1-\tau) g
+
+        p \leftarrow p - \eta \, b
+
+    as in [1]_, with nesterov [2]_ :math:`p \leftarrow p - \eta\,(g + \mu b)`, and without momentum
+    :math:`p \leftarrow p - \eta g`. At the first step :math:`b = g`, undamped.
 
     Parameters
     ----------
@@ -53,8 +57,8 @@ class SGD(Optimizer):
 
     Notes
     -----
-    Equal to torch.optim.SGD. optax.sgd and Keras multiply lr into the buffer's input or output differently: a run
-    that changes lr with momentum differs there.
+    Equal to torch.optim.SGD, and to optax.sgd, which has no dampening. Keras multiplies lr into what enters the buffer,
+    so that a run there that changes lr with momentum differs.
 
     References
     ----------

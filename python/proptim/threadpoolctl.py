@@ -11,7 +11,7 @@ Examples
 
 Notes
 -----
-With `PROPTIM_PARALLEL=openmp` threadpoolctl sees the OpenMP runtime by itself, but OpenMP's limit does not hold for
+With ``PROPTIM_PARALLEL=openmp`` threadpoolctl sees the OpenMP runtime by itself, but OpenMP's limit does not hold for
 steps, whose thread counts are their own.
 """
 

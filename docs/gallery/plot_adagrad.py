@@ -1,0 +1,64 @@
+"""
+Adagrad slows for ever
+======================
+
+Adagrad divides by the root of the sum of all squared gradients so far. The sum only grows, so that the steps only
+shrink: on a steady slope as one over the root of the number of steps. RMSprop forgets, and keeps its pace.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import proptim
+
+STEPS = 10_000
+LR = 0.01
+COLOURS = {"Adagrad": "#009E73", "RMSprop": "#0072B2", "Adam": "#CC79A7"}
+
+# %%
+# A steady slope
+# --------------
+# The gradient is 1 all the time.
+
+moves = {}
+for name in COLOURS:
+    weight, gradient = np.zeros(1), np.ones(1)
+    optimizer = getattr(proptim, name)([weight], grads=[gradient], lr=LR)
+    path = [0.0]
+    for _ in range(STEPS):
+        optimizer.step()
+        path.append(weight.item())
+    moves[name] = np.abs(np.diff(path)) / LR
+
+figure, axes = plt.subplots(figsize=(6.4, 4.2))
+steps = np.arange(1, STEPS + 1)
+for name, length in moves.items():
+    axes.loglog(steps, length, color=COLOURS[name], ls="--" if name == "Adam" else "-", label=name)
+axes.set(xlabel="step", ylabel="length of the step / lr")
+axes.set_title("The length of a step on a steady slope")
+axes.legend()
+for name, length in moves.items():
+    print(f"{name:8} last step {length[-1]:.4f} lr, travelled {length.sum():,.0f} lr")
+
+# %%
+# A bend in the road
+# ------------------
+# A weight has learned for 500 steps where the gradient is 100; then the landscape becomes flat and the gradient is 0.1.
+# Adagrad divides by what it saw at first, for ever; RMSprop has forgotten it after 130 steps.
+
+figure, axes = plt.subplots(figsize=(6.4, 4.2))
+for name in ("Adagrad", "RMSprop"):
+    weight = np.zeros(1)
+    optimizer = getattr(proptim, name)([weight], lr=LR)
+    path = [0.0]
+    for step in range(1500):
+        optimizer.step([np.array([100.0 if step < 500 else 0.1])])
+        path.append(weight.item())
+    axes.plot(np.negative(path), color=COLOURS[name], label=name)
+axes.axvline(500, color="#595959", lw=1.2, ls="--")
+axes.text(520, 1.2, "from here on the gradient\nis a thousandth", color="#595959", va="bottom")
+axes.set(xlabel="step", ylabel="distance travelled")
+axes.set_title("After a steep beginning")
+axes.legend()
+
+plt.show()
