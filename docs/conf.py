@@ -51,6 +51,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "reset_modules": ("gallery_style.reset",),
     "copyfile_regex": r"",
+    "capture_repr": (),  # what is printed, and no matplotlib objects
     "show_memory": False,
     "min_reported_time": 10**6,
     "write_computation_times": False,  # their tables load scripts from elsewhere

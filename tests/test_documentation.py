@@ -213,7 +213,7 @@ def lion(lr, decay=0.0):
     return update
 
 
-# From the sources of Keras 3.12, optax 0.2.8, tf.compat.v1.train and timm 1.0: their defaults, their equations.
+# From the sources of Keras 3.15, optax 0.2.8, tf.compat.v1.train and timm 1.0: their defaults, their equations.
 EQUATIONS = {
     "keras.optimizers": {
         "SGD()": sgd(0.01),
