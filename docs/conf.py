@@ -24,7 +24,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_copybutton",
     # docs/_ext
-    "mathml",
+    "formulas",
     "registry_pages",
     "offline",
 ]
@@ -62,7 +62,7 @@ sphinx_gallery_conf = {
 
 # Pages
 html_theme = "furo"
-html_math_renderer = "mathml"
+html_math_renderer = "svg"
 html_static_path = ["_static"]
 html_css_files = ["proptim.css"]
 html_copy_source = False

@@ -35,7 +35,7 @@ def saddle(w):
 
 LANDSCAPES = {  # function, start, minima, what is shown: left, right, bottom, top
     "ravine": (ravine, [-2.2, 0.4], [(0, 0)], (-2.6, 0.9, -1.6, 1.4)),
-    "saddle": (saddle, [-1.7, 0.01], [(0, 1), (0, -1)], (-2.0, 1.5, -1.5, 1.5)),
+    "saddle": (saddle, [-1.7, 0.01], [(0, 1), (0, -1)], (-2.0, 1.6, -1.6, 2.0)),
 }
 
 # %%

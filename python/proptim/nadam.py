@@ -21,7 +21,7 @@ class NAdam(Optimizer):
 
     .. math::
 
-        \mu_t = \beta_1 (1 - \tfrac12 0.96^{t\psi}), \quad c_t = \prod_{i \le t} \mu_i
+        \mu_t = \beta_1 (1 - \tfrac{1}{2} 0.96^{t\psi}), \quad c_t = \prod_{i \le t} \mu_i
 
         p \leftarrow p - \eta \frac{\frac{1-\mu_t}{1-c_t} g + \frac{\mu_{t+1}}{1-c_t\mu_{t+1}} m}
         {\sqrt{v / (1-\beta_2^t)} + \epsilon}
