@@ -62,7 +62,8 @@ def tests(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, in build/docs: examples run, warnings are errors, every link inside leads somewhere."""
     session.install(".[docs]")
-    shutil.rmtree("build/docs", ignore_errors=True)  # pages that are gone would still be looked at
+    for made in ("build/docs", "docs/examples"):  # nothing of another time
+        shutil.rmtree(made, ignore_errors=True)
     session.run("sphinx-build", "-nW", "--keep-going", "docs", "build/docs", *session.posargs)
 
 

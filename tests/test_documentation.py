@@ -102,6 +102,15 @@ def test_hyperparameters_that_take_schedules(name, cls):
             assert key in cls.fixed
 
 
+def test_reference_is_complete():
+    """Every public name has its place in the reference."""
+    texts = [page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.rst")]
+    text = "\n".join([*texts, *registry_pages().pages().values()])
+    for name in proptim.__all__:
+        if name != "__version__":
+            assert re.search(rf"^\.\. auto\w+:: proptim\.{name}\b", text, re.MULTILINE), name
+
+
 def test_options_are_described():
     """The docstring of Optimizer has every option."""
     described = re.findall(r"^(\w+) : ", inspect.cleandoc(proptim.Optimizer.__doc__), re.MULTILINE)

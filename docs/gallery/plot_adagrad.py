@@ -37,8 +37,9 @@ for name, length in moves.items():
 axes.set(xlabel="step", ylabel="length of the step / lr")
 axes.set_title("The length of a step on a steady slope")
 axes.legend()
+print("last step and distance travelled, in lr")
 for name, length in moves.items():
-    print(f"{name:8} last step {length[-1]:.4f} lr, travelled {length.sum():,.0f} lr")
+    print(f"{length[-1]:8.4f} {length.sum():8,.0f}  {name}")
 
 # %%
 # A bend in the road

@@ -42,15 +42,16 @@ def lengths(make, gradients):
 # -------------------
 # Of 0.1 here; with another only the run that starts at 1 would differ.
 
-figure, axes = plt.subplots(figsize=(6.4, 4.6))
+figure, axes = plt.subplots(figsize=(6.4, 5.2))
 steps = np.arange(1, 41)
+print("first and tenth step, in lr")
 for name, (make, colour, line) in OPTIMIZERS.items():
     length = lengths(make, np.full(len(steps), 0.1))
     axes.plot(steps, length, color=colour, ls=line, marker="o", ms=3, label=name)
-    print(f"{name:36} first step {length[0]:7.4f} lr, tenth {length[9]:7.4f} lr")
-axes.set(yscale="log", xlabel="step", ylabel="length of the step / lr")
+    print(f"{length[0]:8.4f} {length[9]:8.4f}  {name}")
+axes.set(yscale="log", ylim=(0.08, 60), xlabel="step", ylabel="length of the step / lr")
 axes.set_title("How long the first steps are")
-axes.legend(loc="upper right", fontsize=9.5)
+axes.legend(loc="upper right", fontsize=11)
 
 # %%
 # Without momentum Adam is RMSprop

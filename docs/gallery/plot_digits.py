@@ -95,7 +95,8 @@ for ax, (name, curve) in zip(axes.flat, errors.items(), strict=False):
 for ax in axes[-1]:
     ax.set_xlabel("epoch")
 
+print(f"after 1, 10 and {EPOCHS} epochs")
 for name, curve in errors.items():
-    print(f"{name:9} after 1 epoch {curve[1]:5.1f} %, after 10 {curve[10]:5.1f} %, after {EPOCHS} {curve[-1]:5.1f} %")
+    print(f"{curve[1]:5.1f} {curve[10]:5.1f} {curve[-1]:5.1f}  {name}")
 
 plt.show()

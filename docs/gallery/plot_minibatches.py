@@ -58,6 +58,6 @@ axes.legend()
 # The nearer alpha is to 1, the more alike are the divisors of neighbouring mini-batches, and the less is left.
 
 for name, path in paths.items():
-    print(f"{name:20} drift / distance travelled = {abs(path[-1]) / np.abs(np.diff(path)).sum():.4f}")
+    print(f"{abs(path[-1]) / np.abs(np.diff(path)).sum():6.1%}  {name}")
 
 plt.show()

@@ -65,6 +65,6 @@ top.set_title("Seven curves in one: the step sizes")
 bottom.semilogy(distances, color="#0072B2", lw=1.6)
 bottom.set(xlabel="step", ylabel="distance from the minimum")
 bottom.set_title("and so are the ways")
-print("largest difference between the seven ways:", np.ptp(distances, axis=1).max())
+print(f"largest difference between the seven: {np.ptp(distances, axis=1).max():g}")
 
 plt.show()
