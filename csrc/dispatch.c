@@ -2,6 +2,7 @@
  * dispatch.c - which table of kernels: a list, best first, and the names of everything in the tables.
  */
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -25,7 +26,7 @@ enum { CHOICES = sizeof choices / sizeof *choices };
 
 const proptim_isa *proptim_isa_at(int index) { return index >= 0 && index < CHOICES ? choices[index].isa : NULL; }
 
-const char *proptim_isa_name(const proptim_isa *isa) { return isa->name; }
+const char *proptim_isa_name(const proptim_isa *isa) { return proptim_isa_or_best(isa)->name; }
 
 int proptim_isa_runs(const proptim_isa *isa)
 {
@@ -42,9 +43,20 @@ const proptim_isa *proptim_isa_find(const char *name)
     return NULL;
 }
 
+const proptim_isa *proptim_isa_or_best(const proptim_isa *isa)
+{
+    static _Atomic(const proptim_isa *) best; /* remembered: cpuid takes microseconds in a virtual machine */
+    if (isa) return isa;
+    isa = atomic_load_explicit(&best, memory_order_relaxed);
+    if (isa) return isa;
+    isa = proptim_isa_find(NULL);
+    atomic_store_explicit(&best, isa, memory_order_relaxed);
+    return isa;
+}
+
 proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype)
 {
-    return isa->rules[rule][dtype];
+    return proptim_isa_or_best(isa)->rules[rule][dtype];
 }
 
 /* "(a, b)" as the list files write it, to "a, b". */
@@ -53,18 +65,18 @@ proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, pr
 static const struct {
     const char *name, *arrays, *coefs;
 } rules[] = {
-#define RULE(name, arrays, coefs) { #name, TEXT arrays, TEXT coefs },
+#define PROPTIM_RULE(name, arrays, coefs) { #name, TEXT arrays, TEXT coefs },
 #include "rules.def"
-#undef RULE
+#undef PROPTIM_RULE
 };
 
 static const struct {
     const char *name;
     double neutral;
 } stages[] = {
-#define STAGE(name, arrays, neutral) { #name, neutral },
+#define PROPTIM_STAGE(name, arrays, neutral) { #name, neutral },
 #include "stages.def"
-#undef STAGE
+#undef PROPTIM_STAGE
 };
 
 const char *proptim_rule_name(proptim_rule rule) { return rules[rule].name; }

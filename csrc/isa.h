@@ -19,6 +19,9 @@ struct proptim_isa {
     proptim_squares *squares[PROPTIM_DTYPES];
 };
 
+/* What is asked for, or the best that runs here where that is NULL. */
+const proptim_isa *proptim_isa_or_best(const proptim_isa *isa);
+
 extern const struct proptim_isa proptim_isa_scalar;
 extern const struct proptim_isa proptim_isa_avx2;
 extern const struct proptim_isa proptim_isa_avx512;

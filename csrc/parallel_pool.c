@@ -7,12 +7,15 @@
  *
  * Workers are started on first need, sleep between jobs, and end with the process.  A child of fork() has none of
  * them and starts its own.  There is one job at a time; who comes while it runs works alone.
+ *
+ * Without PROPTIM_POOL defined there is none, and nothing of POSIX is needed.
  */
 #if defined(__unix__) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L /* pthread_sigmask */
 #endif
 #include "parallel_pool.h"
 
+#ifdef PROPTIM_POOL
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -186,3 +189,4 @@ proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int
     atomic_flag_clear(&in_use);
     return helpers ? PROPTIM_RAN_PARALLEL : PROPTIM_RAN_SERIAL;
 }
+#endif

@@ -2,6 +2,7 @@
  * plan.c - one step: segments -> parts for threads -> blocks -> pipeline.  Knows stages, but no rule by name.
  */
 #include <math.h>
+#include <string.h>
 
 #include "fpenv.h"
 #include "isa.h"
@@ -20,9 +21,9 @@ enum {
 
 /* Where a stage does nothing: one table for the test below, which every range makes. */
 static const double neutral[PROPTIM_STAGES] = {
-#define STAGE(name, arrays, neutral) neutral,
+#define PROPTIM_STAGE(name, arrays, neutral) neutral,
 #include "stages.def"
-#undef STAGE
+#undef PROPTIM_STAGE
 };
 
 struct step {
@@ -130,9 +131,30 @@ static void run_part(void *data, int part, int parts)
 proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const proptim_segment *segments, size_t count,
                          const proptim_row *rows, int threads, proptim_parallel *parallel)
 {
-    struct step step = { isa, rule, segments, count, 0, rows };
+    struct step step = { proptim_isa_or_best(isa), rule, segments, count, 0, rows };
     for (size_t i = 0; i < count; i++) step.units += units_of(&segments[i], rows);
     if (threads > 1 && parallel) return parallel(run_part, &step, parts_of(step.units * UNIT, threads), threads);
     run_part(&step, 0, 1);
     return PROPTIM_RAN_SERIAL;
+}
+
+void proptim_apply(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype, void *const *arrays,
+                   const double *coefs, size_t n)
+{
+    const fpenv saved = fpenv_enter();
+    proptim_isa_or_best(isa)->rules[rule][dtype](arrays, coefs, n);
+    fpenv_leave(saved);
+}
+
+void proptim_row_init(proptim_row *row, proptim_rule rule, const double *coefs)
+{
+    static const size_t bytes[PROPTIM_RULES] = {
+#define PROPTIM_RULE(name, arrays, coefs) sizeof(proptim_##name##_coefs),
+#include "rules.def"
+#undef PROPTIM_RULE
+    };
+    memset(row, 0, sizeof *row);
+    memcpy(row->coefs, coefs, bytes[rule]);
+    memcpy(row->stages, neutral, sizeof neutral);
+    row->active = 1;
 }

@@ -99,7 +99,7 @@ static int finite_all(const struct reduction *r)
 double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials, int *finite,
                       int threads, proptim_parallel *parallel)
 {
-    struct reduction r = { isa, views, count, proptim_reduce_partials(views, count), partials };
+    struct reduction r = { proptim_isa_or_best(isa), views, count, proptim_reduce_partials(views, count), partials };
     if (threads > 1 && parallel)
         parallel(run_part, &r, parts_of(r.blocks * PROPTIM_BLOCK, threads), threads);
     else

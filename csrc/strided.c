@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MAX_DIMS = 65 }; /* NumPy's 64, and one for the parts of complex numbers */
-
 /* Exchange, drop or merge an axis in the shape and in every array's strides. */
 static void move_axis(proptim_segment *s, int from, int to)
 {
@@ -88,7 +86,7 @@ void proptim_layout(proptim_segment *s)
 static inline void copy(char *array, int ndim, const size_t *shape, const ptrdiff_t *strides, size_t itemsize,
                         size_t start, size_t count, char *dense, int to_dense)
 {
-    size_t index[MAX_DIMS];
+    size_t index[PROPTIM_MAX_DIMS];
     if (ndim == 0) {
         memcpy(to_dense ? dense : array, to_dense ? array : dense, itemsize * count); /* one element, or none */
         return;

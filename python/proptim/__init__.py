@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proptim import functional, presets
+from proptim import _backend, functional, presets
 from proptim._backend import available_isas, backend, get_num_threads, isa, set_num_threads
 from proptim._config import show_config
+from proptim._embed import get_cmake_dir, get_include
 from proptim._version import __version__
 from proptim.adadelta import Adadelta
 from proptim.adagrad import Adagrad
@@ -45,6 +46,8 @@ __all__ = [
     "clip_grad_norm",
     "flatten",
     "functional",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "global_norm",
     "isa",
@@ -60,4 +63,10 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return import_module("proptim.schedules")
+    if name == "_C_API":  # the capsule that proptim_python.h asks for
+        if _backend.missing_core:
+            raise AttributeError(f"proptim has no C API here: {_backend.missing_core}")
+        from proptim import _core
+
+        return _core._C_API
     raise AttributeError(f"module 'proptim' has no attribute {name!r}")

@@ -6,6 +6,7 @@ from proptim._parameters import Clock, Parameter, Values
 from proptim.optimizer import Optimizer
 
 process: int
+_C_API: object
 
 def available_isas() -> tuple[str, ...]: ...
 def isa() -> str: ...

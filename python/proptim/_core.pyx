@@ -8,10 +8,12 @@ import warnings
 
 from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
                              PyObject_GetBuffer)
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.time cimport perf_counter
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
+
+from proptim cimport *
 
 from numpy import dtype, float32, float64, ndarray
 
@@ -23,16 +25,6 @@ cdef extern from "<stdatomic.h>" nogil:
         pass
     bint atomic_flag_test_and_set(atomic_flag *)
     void atomic_flag_clear(atomic_flag *)
-
-cdef extern from *:
-    """
-    #ifdef PROPTIM_POOL
-    #include "parallel_pool.h"
-    #else
-    #define proptim_parallel_pool NULL
-    #endif
-    """
-    proptim_parallel *proptim_parallel_pool
 
 cdef extern from *:
     """
@@ -72,7 +64,9 @@ NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machin
 cdef const proptim_isa *_isa = NULL
 cdef proptim_parallel *_parallel = NULL
 cdef bint _looked_for_parallel = False, _told_forked = False
-_wants_openmp = choice("PROPTIM_PARALLEL", ("pool", "openmp")) == "openmp" or proptim_parallel_pool is NULL
+_wants_openmp = choice("PROPTIM_PARALLEL", ("pool", "openmp")) == "openmp" or proptim_get_api().pool is NULL
+
+_C_API = PyCapsule_New(<void *>proptim_get_api(), b"proptim._C_API", NULL)  # for proptim_python.h
 
 
 def available_isas():
@@ -149,7 +143,7 @@ cdef proptim_parallel *parallel() except? NULL:
     if not _looked_for_parallel:
         _looked_for_parallel = True
         if not _wants_openmp:
-            _parallel = proptim_parallel_pool
+            _parallel = proptim_get_api().pool
             return _parallel
         try:
             from proptim import _openmp

@@ -5,12 +5,12 @@ from cpython.pycapsule cimport PyCapsule_New
 
 from proptim import _core
 
-from proptim._core cimport proptim_ran, proptim_task
+from proptim cimport proptim_ran, proptim_task
 
 
 cdef extern from "parallel_openmp.h" nogil:
     long proptim_openmp_process
-    proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts)
+    proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts, int threads)
 
 # That in which the core was imported: libgomp may be older than this module, and torch may have used its pool.
 proptim_openmp_process = _core.process

@@ -67,12 +67,12 @@ enum { KERNELS = PROPTIM_RULES + PROPTIM_STAGES }; /* rules, then stages */
 static const struct text {
     const char *name, *arrays, *coefs; /* as the lists have them: "(a, b)" */
 } texts[KERNELS] = {
-#define RULE(name, arrays, coefs) { #name, #arrays, #coefs },
+#define PROPTIM_RULE(name, arrays, coefs) { #name, #arrays, #coefs },
 #include "rules.def"
-#undef RULE
-#define STAGE(name, arrays, neutral) { #name, #arrays, "(coef)" },
+#undef PROPTIM_RULE
+#define PROPTIM_STAGE(name, arrays, neutral) { #name, #arrays, "(coef)" },
 #include "stages.def"
-#undef STAGE
+#undef PROPTIM_STAGE
 };
 
 static const char *const dtypes[PROPTIM_DTYPES] = { "f32", "f64" };

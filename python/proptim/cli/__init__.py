@@ -10,11 +10,23 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from proptim import __version__
+from proptim import __version__, _embed
 from proptim.cli import bench, explain, info, selftest, train
 
 COMMANDS = (info, train, explain, selftest, bench)
+
+
+class _Path(argparse.Action):
+    """Print where something is, and be done."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            print(self.const())
+        except OSError as error:
+            parser.exit(1, f"proptim {self.option_strings[0]}: {error}\n")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="proptim", description="Gradient steps on the CPU: Rprop, RMSprop and their relatives."
     )
     parser.add_argument("--version", action="version", version=f"proptim {__version__}")
+    for name, (words, find) in _embed.PATHS.items():
+        parser.add_argument(f"--{name}", action=_Path, nargs=0, const=find, help=f"print {words}, and be done")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_parser(commands)

@@ -1,0 +1,130 @@
+/*
+ * abi.c - what a compiled program has of proptim.h stays as it is: values, layouts, signatures, the order of the lists.
+ *
+ *   abi             print a line for each: the new abi.txt.  With the same PROPTIM_ABI lines may be added to it, but
+ *                   none may change: programs out there have the old ones.
+ *   abi abi.txt     compare with the lines of a file
+ */
+#include "check.h"
+
+static FILE *known;
+static int lines;
+
+static void line(const char *format, const char *name, size_t number, const char *more)
+{
+    char here[300], expected[300] = "no line\n";
+    snprintf(here, sizeof here, format, name, number, more);
+    lines++;
+    if (!known)
+        printf("%s\n", here);
+    else
+        CHECK(fgets(expected, sizeof expected, known) && expected[strcspn(expected, "\n")] == '\n' &&
+                  !strncmp(here, expected, strlen(expected) - 1) && strlen(here) == strlen(expected) - 1,
+              "got \"%s\", expected %s", here, expected);
+}
+
+#define VALUE(name)          line("%s = %zu", #name, name, "")
+#define STRUCT(type)         line("%s: %zu bytes", #type, sizeof(type), "")
+#define MEMBER(type, member) line("    %s at %zu", #member, offsetof(type, member), "")
+#define FUNCTION(name, ...)                                                                      \
+    do {                                                                                         \
+        __VA_ARGS__ = proptim_##name; /* a signature that has changed does not compile */        \
+        CHECK(proptim_get_api()->name == pointer, "%s is another function in the table", #name); \
+        MEMBER(proptim_api, name);                                                               \
+    } while (0)
+
+int main(int argc, char **argv)
+{
+    known = argc > 1 ? fopen(argv[1], "r") : NULL;
+    CHECK(known || argc < 2, "cannot open %s", argv[1]);
+    if (sizeof(void *) != 8) {
+        fprintf(stderr, "NOT RUN: abi.txt is for 64 bits\n");
+        return 0;
+    }
+    VALUE(PROPTIM_ABI);
+    VALUE(PROPTIM_MAX_ARRAYS);
+    VALUE(PROPTIM_MAX_COEFS);
+    VALUE(PROPTIM_MAX_STAGES);
+    VALUE(PROPTIM_MAX_DIMS);
+    VALUE(PROPTIM_BLOCK);
+    VALUE(PROPTIM_PARAMS);
+    VALUE(PROPTIM_GRADS);
+    VALUE(PROPTIM_STATE);
+    VALUE(PROPTIM_F32);
+    VALUE(PROPTIM_F64);
+    VALUE(PROPTIM_RAN_SERIAL);
+    VALUE(PROPTIM_RAN_PARALLEL);
+    VALUE(PROPTIM_RAN_FORKED);
+    STRUCT(proptim_dtype);
+    STRUCT(proptim_rule);
+    STRUCT(proptim_stage);
+    STRUCT(proptim_ran);
+    STRUCT(proptim_segment);
+    MEMBER(proptim_segment, arrays);
+    MEMBER(proptim_segment, size);
+    MEMBER(proptim_segment, dtype);
+    MEMBER(proptim_segment, row);
+    MEMBER(proptim_segment, ndim);
+    MEMBER(proptim_segment, dense);
+    MEMBER(proptim_segment, shape);
+    MEMBER(proptim_segment, strides);
+    STRUCT(proptim_row);
+    MEMBER(proptim_row, coefs);
+    MEMBER(proptim_row, stages);
+    MEMBER(proptim_row, active);
+    STRUCT(proptim_view);
+    MEMBER(proptim_view, data);
+    MEMBER(proptim_view, dtype);
+    MEMBER(proptim_view, ndim);
+    MEMBER(proptim_view, shape);
+    MEMBER(proptim_view, strides);
+
+    line("%s", "proptim_api:", 0, "");
+    MEMBER(proptim_api, abi);
+    MEMBER(proptim_api, size);
+    MEMBER(proptim_api, rules);
+    MEMBER(proptim_api, stages);
+    FUNCTION(apply,
+             void (*pointer)(const proptim_isa *, proptim_rule, proptim_dtype, void *const *, const double *, size_t));
+    FUNCTION(row_init, void (*pointer)(proptim_row *, proptim_rule, const double *));
+    FUNCTION(layout, void (*pointer)(proptim_segment *));
+    FUNCTION(step, proptim_ran(*pointer)(const proptim_isa *, proptim_rule, const proptim_segment *, size_t,
+                                         const proptim_row *, int, proptim_parallel *));
+    FUNCTION(reduce_partials, size_t (*pointer)(const proptim_view *, size_t));
+    FUNCTION(reduce, double (*pointer)(const proptim_isa *, const proptim_view *, size_t, double *, int *, int,
+                                       proptim_parallel *));
+    FUNCTION(isa_at, const proptim_isa *(*pointer)(int));
+    FUNCTION(isa_name, const char *(*pointer)(const proptim_isa *));
+    FUNCTION(isa_runs, int (*pointer)(const proptim_isa *));
+    FUNCTION(isa_find, const proptim_isa *(*pointer)(const char *));
+    FUNCTION(isa_kernel, proptim_kernel * (*pointer)(const proptim_isa *, proptim_rule, proptim_dtype));
+    FUNCTION(rule_name, const char *(*pointer)(proptim_rule));
+    FUNCTION(rule_arrays, const char *(*pointer)(proptim_rule));
+    FUNCTION(rule_coefs, const char *(*pointer)(proptim_rule));
+    FUNCTION(stage_name, const char *(*pointer)(proptim_stage));
+    FUNCTION(stage_neutral, double (*pointer)(proptim_stage));
+    MEMBER(proptim_api, pool);
+    void (*const kernel)(void *const *, const double *, size_t) = proptim_isa_kernel(NULL, PROPTIM_sgd, PROPTIM_F32);
+    proptim_ran (*const pool)(void (*)(void *, int, int), void *, int) = proptim_get_api()->pool;
+    CHECK(kernel, "types of kernels and of the pool, which may be %s", pool ? "there" : "NULL");
+
+#define PROPTIM_RULE(name, arrays, coefs)                                                                   \
+    line("rule %s = %zu %s", #name, PROPTIM_##name, #arrays " " #coefs);                                    \
+    CHECK(sizeof(proptim_##name##_arrays) == sizeof(void *) * (size_t)count_words(#arrays), "%s", #arrays); \
+    CHECK(sizeof(proptim_##name##_coefs) == sizeof(double) * (size_t)count_words(#coefs), "%s", #coefs);
+#include "rules.def"
+#undef PROPTIM_RULE
+#define PROPTIM_STAGE(name, arrays, neutral) line("stage %s = %zu, neutral at %s", #name, PROPTIM_##name, #neutral);
+#include "stages.def"
+#undef PROPTIM_STAGE
+
+    const proptim_api *api = proptim_get_api();
+    CHECK(api->abi == PROPTIM_ABI && api->size == sizeof *api, "abi %u of %u bytes", api->abi, api->size);
+    CHECK(api->rules == PROPTIM_RULES && api->stages == PROPTIM_STAGES, "%u rules, %u stages", api->rules, api->stages);
+    if (known) {
+        CHECK(fgetc(known) == EOF, "more lines in %s than the %d of proptim.h", argv[1], lines);
+        printf("%d lines as in %s\n", lines, argv[1]);
+        fclose(known);
+    }
+    return 0;
+}
