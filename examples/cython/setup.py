@@ -1,8 +1,9 @@
 """Builds the extension: pip install ."""
 
-import proptim
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+
+import proptim
 
 least_squares = Extension(
     "least_squares",

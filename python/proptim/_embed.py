@@ -63,6 +63,6 @@ PATHS = {
         lambda: " ".join(map(str, sorted(_folder("csrc").glob("*.c")))),
     ),
     "cmakedir": ("the folder of proptimConfig.cmake", get_cmake_dir),
-    "pkgconfigdir": ("the folder of proptim.pc", lambda: str(_folder("pkgconfig"))),
+    "pkgconfigdir": ("the folder of proptim.pc", lambda: str(_folder())),
 }
 """Option of `python -m proptim` -> what it prints, in words, and how to get it."""

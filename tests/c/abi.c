@@ -23,6 +23,19 @@ static void line(const char *format, const char *name, size_t number, const char
               "got \"%s\", expected %s", here, expected);
 }
 
+static const struct {
+    size_t number, arrays, coefs; /* bytes of the structs */
+    const char *neutral;
+} numbers[KERNELS] = {
+#define PROPTIM_RULE(name, arrays, coefs) \
+    { PROPTIM_##name, sizeof(proptim_##name##_arrays), sizeof(proptim_##name##_coefs), NULL },
+#include "rules.def"
+#undef PROPTIM_RULE
+#define PROPTIM_STAGE(name, arrays, neutral) { PROPTIM_##name, 0, 0, #neutral },
+#include "stages.def"
+#undef PROPTIM_STAGE
+};
+
 #define VALUE(name)          line("%s = %zu", #name, name, "")
 #define STRUCT(type)         line("%s: %zu bytes", #type, sizeof(type), "")
 #define MEMBER(type, member) line("    %s at %zu", #member, offsetof(type, member), "")
@@ -108,15 +121,15 @@ int main(int argc, char **argv)
     proptim_ran (*const pool)(void (*)(void *, int, int), void *, int) = proptim_get_api()->pool;
     CHECK(kernel, "types of kernels and of the pool, which may be %s", pool ? "there" : "NULL");
 
-#define PROPTIM_RULE(name, arrays, coefs)                                                                   \
-    line("rule %s = %zu %s", #name, PROPTIM_##name, #arrays " " #coefs);                                    \
-    CHECK(sizeof(proptim_##name##_arrays) == sizeof(void *) * (size_t)count_words(#arrays), "%s", #arrays); \
-    CHECK(sizeof(proptim_##name##_coefs) == sizeof(double) * (size_t)count_words(#coefs), "%s", #coefs);
-#include "rules.def"
-#undef PROPTIM_RULE
-#define PROPTIM_STAGE(name, arrays, neutral) line("stage %s = %zu, neutral at %s", #name, PROPTIM_##name, #neutral);
-#include "stages.def"
-#undef PROPTIM_STAGE
+    for (int i = 0; i < PROPTIM_RULES; i++) {
+        char lists[250];
+        snprintf(lists, sizeof lists, "%s %s", texts[i].arrays, texts[i].coefs);
+        line("rule %s = %zu %s", texts[i].name, numbers[i].number, lists);
+        CHECK(numbers[i].arrays == sizeof(void *) * (size_t)count_words(texts[i].arrays), "%s", lists);
+        CHECK(numbers[i].coefs == sizeof(double) * (size_t)count_words(texts[i].coefs), "%s", lists);
+    }
+    for (int i = PROPTIM_RULES; i < KERNELS; i++)
+        line("stage %s = %zu, neutral at %s", texts[i].name, numbers[i].number, numbers[i].neutral);
 
     const proptim_api *api = proptim_get_api();
     CHECK(api->abi == PROPTIM_ABI && api->size == sizeof *api, "abi %u of %u bytes", api->abi, api->size);

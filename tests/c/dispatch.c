@@ -29,7 +29,7 @@ int main(void)
         CHECK(!strncmp(arrays, "(param, grad", 12), "%s", arrays);
         CHECK(count_words(arrays) <= PROPTIM_MAX_ARRAYS && count_words(coefs) <= PROPTIM_MAX_COEFS, "%s", arrays);
     }
-    CHECK(PROPTIM_STAGES <= PROPTIM_MAX_STAGES, "%d stages", PROPTIM_STAGES);
+    CHECK((int)PROPTIM_STAGES <= PROPTIM_MAX_STAGES, "%d stages", PROPTIM_STAGES);
     for (int s = 0; s < PROPTIM_STAGES; s++) {
         CHECK(!strcmp(texts[PROPTIM_RULES + s].name, proptim_stage_name((proptim_stage)s)), "stage %d", s);
         CHECK(!isnan(proptim_stage_neutral((proptim_stage)s)), "the neutral coefficient must equal itself");
