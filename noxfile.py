@@ -34,7 +34,8 @@ def lint(session: nox.Session) -> None:
     """Style and types of Python, layout of C."""
     session.install("-U", "pip>=25.1")  # the first with --group
     session.install("--group", "lint", "numba")
-    sources = sorted(str(p) for folder in ("csrc", "tests/c", "bench") for p in Path(folder).rglob("*.[ch]"))
+    folders = ("csrc", "tests/c", "bench", "examples")
+    sources = sorted(str(p) for folder in folders for p in Path(folder).rglob("*.[ch]"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")

@@ -26,6 +26,9 @@ function(_proptim_add_library) # a scope of its own: nothing is set where find_p
   # -O3: unrolling and unswitching of the rules' loops, which -O2 of most compilers leaves alone.
   target_compile_options(proptim PRIVATE ${PROPTIM_EXACT}
     $<$<NOT:$<OR:$<CONFIG:Debug>,$<C_COMPILER_ID:MSVC>>>:-O3>)
+  if(MSVC)
+    target_compile_options(proptim PRIVATE /experimental:c11atomics) # <stdatomic.h>
+  endif()
   set(THREADS_PREFER_PTHREAD_FLAG ON)
   find_package(Threads)
   if(CMAKE_USE_PTHREADS_INIT)

@@ -357,7 +357,7 @@ def test_pxd():
     from proptim import _core
 
     header = re.sub(r"/\*.*?\*/", "", (Path(proptim.get_include()) / "proptim.h").read_text(), flags=re.DOTALL)
-    pxd = (Path(_core.__file__).parent / "__init__.pxd").read_text()
+    pxd = Path(proptim.__file__).with_name("__init__.pxd").read_text()
     functions, members = r"\b(proptim_\w+)\(", r"\(\*(\w+)\)\("
     assert set(re.findall(functions, pxd)) - {"proptim_import"} == set(re.findall(functions, header))
     assert re.findall(members, pxd) == re.findall(members, header)

@@ -22,8 +22,7 @@ static PyObject *step(PyObject *self, PyObject *args)
             .lr = lr, .alpha = 0.9, .one_minus_alpha = 1 - 0.9, .correction = 1, .eps = 1e-8
         };
         const size_t size = (size_t)param.len / sizeof(double);
-        Py_BEGIN_ALLOW_THREADS
-        proptim->apply(NULL, PROPTIM_rmsprop, PROPTIM_F64, &arrays.param, &coefs.lr, size);
+        Py_BEGIN_ALLOW_THREADS proptim->apply(NULL, PROPTIM_rmsprop, PROPTIM_F64, &arrays.param, &coefs.lr, size);
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "expected three buffers of as many float64 each");

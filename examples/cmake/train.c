@@ -1,5 +1,6 @@
 /*
- * train.c - least squares by Rprop in C, built by CMake.  The target proptim::proptim brings the header and the kernels.
+ * train.c - least squares by Rprop in C, built by CMake.  The target proptim::proptim brings the header and the
+ * kernels.
  */
 #include <math.h>
 #include <stdio.h>
