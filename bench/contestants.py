@@ -12,7 +12,6 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -31,7 +30,6 @@ US = "proptim"
 
 EVERY_RULE = frozenset(proptim.OPTIMIZERS)
 FLOATS = frozenset({"float32", "float64"})
-THREADED_FROM = 1_000_000  # weights: below, waking Python's threads takes longer than they save
 
 
 def is_peer(name: str) -> bool:
@@ -144,18 +142,7 @@ def _no_kernels(full: bool) -> str:
 def _roof(workload: Workload, params: list[Array], sets: list[list[Array]], threads: int = 1) -> Step:
     states = [[np.ones_like(p) for p in params] for _ in range(workload.arrays - 2)]
     kernel = _kernels().Kernel("stream", proptim.isa(), list(zip(params, sets[0], *states, strict=True)))
-    parts = threads if workload.weights >= THREADED_FROM else 1
-    if parts == 1:
-        return Step(kernel.run)
-    pool = ThreadPoolExecutor(parts - 1)
-
-    def run() -> None:
-        others = [pool.submit(kernel.run, part, parts) for part in range(1, parts)]
-        kernel.run(0, parts)
-        for other in others:
-            other.result()
-
-    return Step(run)
+    return Step(partial(kernel.run, threads))
 
 
 def _two_arrays(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
@@ -171,7 +158,11 @@ def _roofs() -> Iterable[Contestant]:
     )
     threads = proptim.get_num_threads()
     yield Contestant(
-        "roof-threads", f"the same on {threads} threads", partial(_roof, threads=threads), **common, same=frozenset()
+        "roof-threads",
+        f"the same on {threads} threads, which proptim's pool deals to as it does a step",
+        partial(_roof, threads=threads),
+        **common,
+        same=frozenset(),
     )
     yield Contestant(
         "rprop-two-arrays",

@@ -158,18 +158,18 @@ def test_clipping_is_the_same():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("isa", proptim.available_isas())
 def test_stream_kernels(isa, dtype):
-    """Every array is read, all but the gradient are written, alike in one part and in three."""
+    """Every array is read, all but the gradient are written, alike on one thread and on three."""
     kernels = pytest.importorskip("proptim.bench._kernels")
     rng = np.random.default_rng(0)
     for count in (2, 3, 4, 5):
-        arrays = [rng.standard_normal(1003).astype(dtype) for _ in range(count)]
-        expected = [a if i == 1 else a * a.dtype.type(0.5) + arrays[1] for i, a in enumerate(arrays)]
-        for parts in (1, 3):
-            copies = [a.copy() for a in arrays]
-            kernel = kernels.Kernel("stream", isa, [tuple(copies)])
-            for part in range(parts):
-                kernel.run(part, parts)
-            assert all(np.array_equal(a, b) for a, b in zip(copies, expected, strict=True))
+        segments = [[rng.standard_normal(n).astype(dtype) for _ in range(count)] for n in (1003, 0, 40_001, 64)]
+        expected = [[a if a is s[1] else a * a.dtype.type(0.5) + s[1] for a in s] for s in segments]
+        for threads in (1, 3):
+            copies = [tuple(a.copy() for a in s) for s in segments]
+            kernels.Kernel("stream", isa, copies).run(threads)
+            for copy, right in zip(copies, expected, strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(copy, right, strict=True))
+    arrays = segments[0]
     for bad in ([], [tuple(arrays), tuple(arrays[:2])], [(*arrays[:2], arrays[2][:5])]):
         with pytest.raises(ValueError, match="expected"):
             kernels.Kernel("stream", isa, bad)
