@@ -60,6 +60,20 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def doors(session: nox.Session) -> None:
+    """Every door to another ecosystem and every example, from the installed wheel, away from the checkout."""
+    session.install(".[test,examples]")
+    away = Path(session.create_tmp()).absolute() / "away"
+    shutil.rmtree(away, ignore_errors=True)
+    for folder in ("tests", "examples"):
+        shutil.copytree(folder, away / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", away)
+    with session.chdir(away):
+        tests = sorted(map(str, Path("tests").glob("test_door_*.py")))
+        session.run("python", "-m", "pytest", *tests, "tests/test_examples.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, in build/docs: examples run, warnings are errors, every link inside leads somewhere."""
     session.install(".[docs]")
