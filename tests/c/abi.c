@@ -118,7 +118,7 @@ int main(int argc, char **argv)
     FUNCTION(stage_neutral, double (*pointer)(proptim_stage));
     MEMBER(proptim_api, pool);
     void (*const kernel)(void *const *, const double *, size_t) = proptim_isa_kernel(NULL, PROPTIM_sgd, PROPTIM_F32);
-    proptim_ran (*const pool)(void (*)(void *, int, int), void *, int) = proptim_get_api()->pool;
+    proptim_ran (*const pool)(void (*)(void *, int, int), void *, int, int) = proptim_get_api()->pool;
     CHECK(kernel, "types of kernels and of the pool, which may be %s", pool ? "there" : "NULL");
 
     for (int i = 0; i < PROPTIM_RULES; i++) {
