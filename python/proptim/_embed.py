@@ -19,9 +19,9 @@ def _folder(*names: str) -> Path:
 
 
 def get_include() -> str:
-    """The folder of `proptim.h`, for `include_dirs` or `-I`.
+    """The folder of ``proptim.h``, for ``include_dirs`` or ``-I``.
 
-    `proptim_python.h`, for Python extensions, is there too. `python -m proptim --includes` prints it with the `-I`.
+    ``proptim_python.h``, for Python extensions, is there too. ``python -m proptim --includes`` prints the option.
 
     Raises
     ------
@@ -38,9 +38,9 @@ def get_include() -> str:
 
 
 def get_cmake_dir() -> str:
-    """The folder of `proptimConfig.cmake`, for `cmake -Dproptim_DIR=`.
+    """The folder of ``proptimConfig.cmake``, for ``cmake -Dproptim_DIR=``.
 
-    scikit-build-core finds it by itself; `python -m proptim --cmakedir` prints it.
+    scikit-build-core finds it by itself; ``python -m proptim --cmakedir`` prints it.
 
     Raises
     ------
