@@ -19,7 +19,9 @@ BUILD, CSRC = ROOT / "build/coverage", ROOT / "csrc"
 UNREACHABLE = {
     r".* \w+_one_f\d\d \(kernels_scalar": "the vector body of the scalar kernels has width 1 and leaves no tail",
     r"include/(rules|stages).def:.* \(kernels_scalar": "the same, seen from the driver's loop over the tail",
+    r"include/\w+.def:.*PROPTIM_\w+\((?!.*(momentum|max_exp_avg))": "an absent array where none is optional",
     r"parallel_pool.c:.*(pthread_create|attr_init|told_fork = |most_workers|break;)": "a system out of threads",
+    r"parallel_pool.c:.* of work .*!may_help": "a worker that a job finds awake: not where others have the cores",
     r"parallel_pool.c:.* of forget_workers": "reached in a child of fork(), which ends without counting",
     r"parallel_pool.c:.*compare_exchange_weak": "another thread claims between two instructions: now and then",
     r"strided.c:.* while \(count > 0\)": "a bound for safety: the loop ends at its `break`, before the odometer turns",

@@ -282,6 +282,30 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
         }
 }
 
+static int dealt;
+static proptim_ran only_count(proptim_task *task, void *data, int parts, int threads)
+{
+    (void)task, (void)data, (void)threads;
+    dealt = parts;
+    return PROPTIM_RAN_PARALLEL;
+}
+
+/* One part for each thread at least, 64 for each at most, between them as many as there are runs of 8192 weights. */
+static void check_parts(void)
+{
+    static const struct {
+        size_t size;
+        int parts;
+    } all[] = { { 0, 3 }, { 64, 3 }, { 3 * 8192, 3 }, { 5 * 8192, 5 }, { 192 * 8192, 192 }, { (size_t)1 << 31, 192 } };
+    double never_touched;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const proptim_segment segment = { .arrays = { &never_touched, &never_touched }, .size = all[i].size };
+        const proptim_row row = { .active = 1 };
+        CHECK(proptim_step(NULL, PROPTIM_sgd, &segment, 1, &row, 3, only_count) == PROPTIM_RAN_PARALLEL, "counted");
+        CHECK(dealt == all[i].parts, "%zu weights in %d parts, expected %d", all[i].size, dealt, all[i].parts);
+    }
+}
+
 int main(void)
 {
     enum { EACH = 8 };
@@ -290,6 +314,7 @@ int main(void)
     const int n_isas = take_part(isas);
     uint64_t seed = 0;
     check_layouts();
+    check_parts();
     for (int i = 0; i < n_isas; i++)
         for (int rule = 0; rule < PROPTIM_RULES; rule++)
             for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)

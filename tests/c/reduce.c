@@ -145,12 +145,41 @@ static void finiteness(const proptim_isa *isa, int dtype)
     CHECK(isfinite(sum) == (dtype == PROPTIM_F32), "%s: squares of float32 do not overflow a double", isa->name);
 }
 
+static int dealt;
+static proptim_ran in_turn(proptim_task *task, void *data, int parts, int threads)
+{
+    (void)threads;
+    dealt = parts;
+    for (int part = 0; part < parts; part++) task(data, part, parts);
+    return PROPTIM_RAN_PARALLEL;
+}
+
+/* One number, repeated so often that there are few parts, more, and as many as there may be for two threads. */
+static void many_parts(const proptim_isa *isa)
+{
+    enum { MOST = 2 * 130 };
+    static const struct {
+        int blocks, parts;
+    } all[] = { { 1, 2 }, { 2 * 5, 5 }, { MOST, 2 * 64 } };
+    const double three = 3;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const ptrdiff_t shape = all[i].blocks * PROPTIM_BLOCK, stride = 0;
+        const proptim_view view = { &three, PROPTIM_F64, 1, &shape, &stride };
+        double partials[MOST];
+        int finite;
+        const double sum = proptim_reduce(isa, &view, 1, partials, &finite, 2, in_turn);
+        CHECK(sum == 9.0 * (double)shape && finite, "%s: %a of %d blocks", isa->name, sum, all[i].blocks);
+        CHECK(dealt == all[i].parts, "%d blocks in %d parts, expected %d", all[i].blocks, dealt, all[i].parts);
+    }
+}
+
 int main(void)
 {
     const proptim_isa *isas[MOST_ISAS];
     const int n_isas = take_part(isas);
     for (int i = 0; i < n_isas; i++) {
         sizes(isas[i]);
+        many_parts(isas[i]);
         for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
             layouts(isas[i], dtype);
             finiteness(isas[i], dtype);
