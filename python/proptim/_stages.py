@@ -38,4 +38,4 @@ def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
 
 def flush(state: Any, smallest_normal: Any) -> Any:
     """Set subnormal numbers to zero."""
-    return select(np.abs(state) < smallest_normal, state.dtype.type(0), state)
+    return select(np.abs(state) < smallest_normal, state - state, state)  # a zero of the right dtype

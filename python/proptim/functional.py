@@ -148,7 +148,7 @@ class OneShot:
             check_writable(gradient, "grad")
         check_disjoint(list(arrays.items()), [("grad", gradient)])
         coefs, _ = rule.numbers(group, self._clock(h, step, clock), loss)
-        stages = rule.stages(group, grad_scale, zero_grads, flush_denormals)
+        stages = rule.stages(h, grad_scale, zero_grads, flush_denormals)
         segment = [real_view(p.array), *(real_view(arrays[n]) if n in wanted else None for n in rule.states)]
         plan = _backend.plan_type(backend or _backend.backend())(
             rule, [tuple(segment)], *_backend.thread_count(threads)

@@ -122,7 +122,8 @@ class NAdam(Optimizer):
         t, product = clock[0] + 1, clock[1]
         lr, (beta1, beta2) = h["lr"], h["betas"]
         # 0.96 and 1/2: the warming schedule of the momentum in Dozat 2016, section 3
-        mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (i * h["momentum_decay"])) for i in (t, t + 1))
+        mu = beta1 * (1.0 - 0.5 * 0.96 ** (t * h["momentum_decay"]))
+        mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1) * h["momentum_decay"]))
         product *= mu
         return (
             lr * (1.0 - mu) / (1.0 - product),

@@ -492,7 +492,7 @@ class Optimizer:
         if not self._ready:
             self._fit_plan()
         for cohort in self._cohorts or self._gather():
-            cohort.stages = self.stages(cohort.group, factor, self.zero_grads, self.flush_denormals)
+            cohort.stages = self.stages(cohort.group.values_now or {}, factor, self.zero_grads, self.flush_denormals)
         self._skips_in_a_row = 0
         if norm is not None:
             self.grad_norm = norm
@@ -549,7 +549,7 @@ class Optimizer:
             return
         self._fit_plan()
         coefs, clock = self.numbers(p.group, p.clock, None)
-        stages = self.stages(p.group, factor, self.zero_grads, self.flush_denormals)
+        stages = self.stages(p.group.values_now or {}, factor, self.zero_grads, self.flush_denormals)
         self._skips_in_a_row = 0
         self._plan.step_one(index, (*coefs, *stages), p, clock)
         if new_round:
@@ -648,10 +648,8 @@ class Optimizer:
             raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
 
     @staticmethod
-    def stages(group: Group, factor: float, zero_grads: bool, flush: bool) -> tuple[float, ...]:
+    def stages(h: Values, factor: float, zero_grads: bool, flush: bool) -> tuple[float, ...]:
         """Coefficients of the stages, in the order of `_stages.NEUTRAL`."""
-        h = group.values_now
-        assert h is not None
         decoupled, clip = h["decoupled_weight_decay"], h["clip_value"]
         return (
             1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,

@@ -16,13 +16,7 @@ from proptim.optimizer import Optimizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# What a change of sign does: (move with the new step, take back the last move, remember this sign).
-VARIANTS = {
-    "rprop-": (1.0, 0.0, 1.0),
-    "irprop-": (0.0, 0.0, 0.0),
-    "rprop+": (0.0, 1.0, 0.0),
-    "irprop+": (0.0, 1.0, 0.0),  # the take-back only if the loss has risen
-}
+VARIANTS = ("rprop-", "irprop-", "rprop+", "irprop+")
 
 # The state word of a weight is its step size with the sign of the last gradient in the sign bit. "No last sign" is
 # the step size times 2**90, told apart by being above 2**38. Powers of two scale exactly; legal step sizes are
@@ -173,15 +167,22 @@ class Rprop(Optimizer):
 
     @staticmethod
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
-        t, prev_loss = clock
-        move, take_back, remember = VARIANTS[h["variant"]]
-        if h["variant"] == "irprop+":
-            assert loss is not None
-            take_back = float(loss > prev_loss)
+        t, last_loss = clock
+        variant = h["variant"]
+        # What a change of sign does: move with the new step, take back the last move, remember this sign.
+        if variant == "rprop-":
+            move, take_back, remember = 1.0, 0.0, 1.0
+        elif variant == "irprop-":
+            move, take_back, remember = 0.0, 0.0, 0.0
+        elif variant == "rprop+":
+            move, take_back, remember = 0.0, 1.0, 0.0
+        elif variant == "irprop+" and loss is not None:
+            move, take_back, remember = 0.0, 1.0 if loss > last_loss else 0.0, 0.0
+            last_loss = loss
         else:
-            loss = prev_loss
+            raise ValueError("Invalid variant: expected one of 'rprop-', 'irprop-', 'rprop+', 'irprop+'")
         coefs = (*h["etas"], *h["step_sizes"], move, take_back, remember, REMEMBERED, FORGET, 1 / FORGET)
-        return coefs, (t + 1, loss)
+        return coefs, (t + 1, last_loss)
 
     @staticmethod
     def steady(h: Values) -> bool:
