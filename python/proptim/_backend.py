@@ -60,9 +60,11 @@ def backend() -> Literal["c", "numba", "numpy"]:
     global _told
     if _forced is not None:
         return _forced  # type: ignore[return-value]
+    if not missing_core:
+        return "c"
     reasons = available_backends()
     chosen = next(name for name in BACKENDS if not reasons[name])
-    if missing_core and not _told:
+    if not _told:
         _told = True
         warnings.warn(
             f"proptim steps with {chosen}: {missing_core}; set PROPTIM_BACKEND={chosen} to say that this is wanted",
