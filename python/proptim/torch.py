@@ -3,6 +3,13 @@
 ``proptim.torch.RMSprop`` is a subclass of ``torch.optim.RMSprop``: arguments and their checks, parameter groups, hooks,
 saving and loading are torch's own code, and only `step` is ours. A rule that torch does not have, such as Lion, gets a
 class in the same manner.
+
+>>> import torch, proptim.torch
+>>> model = torch.nn.Linear(3, 1)
+>>> opt = proptim.torch.RMSprop(model.parameters(), lr=1e-3)
+>>> loss = model(torch.ones(2, 3)).square().mean()
+>>> loss.backward()
+>>> opt.step()
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from proptim import OPTIMIZERS, _backend, functional
-from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
+from proptim._arrays import SUPPORTED, Array, as_array, check_disjoint, check_writable, real_view
 from proptim._parameters import Group, Parameter, check_gradients, is_schedule, state_arrays
 from proptim.optimizer import Optimizer
 
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
         """The optimizer classes, which are made at the end."""
 
 
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+DTYPES = {getattr(torch, name) for name in SUPPORTED}
 REFUSED = {
     "differentiable": "no gradient flows through a step of proptim",
     "capturable": "proptim steps on the CPU, where there is no graph to capture",
@@ -75,7 +82,7 @@ class Member:
 class Bound:
     """A plan over the tensors of an optimizer, for as long as they stay where they are."""
 
-    def __init__(self, plan: Any, every: list[Member | None], params: list[Any], wanted: list[Any]) -> None:
+    def __init__(self, plan: Any, every: list[Member | None], params: list[Any], layout: list[Any]) -> None:
         self.plan = plan
         self.every = every
         self.members = [m for m in every if m is not None]
@@ -86,12 +93,12 @@ class Bound:
         self.homes = [m.settled for m in self.members]
         self.clock = list(zip(*(m.clock for m in self.members), strict=True))
         self.params = [id(p) for p in params]
-        self.wanted = wanted
+        self.layout = layout
         self.places = self.find()
         self.contents: list[int] = []
 
     def find(self) -> list[Any]:
-        """Where the arrays are; the views of the plan keep memory alive, so that no address comes to mean another."""
+        """Where the arrays are, and their form where it may change."""
         return [
             *(t.data_ptr() for t in self.tensors),
             *(p.shape for p in self.given),
@@ -102,11 +109,11 @@ class Bound:
         """Which tensors are the state."""
         return [id(value) for own in map(state.get, self.given) if own for value in own.values()]
 
-    def stands(self, params: list[Any], grads: list[Any], wanted: list[Any], state: Mapping[Any, Any]) -> bool:
+    def stands(self, params: list[Any], grads: list[Any], layout: list[Any], state: Mapping[Any, Any]) -> bool:
         """Whether a plan made now would be this one."""
         return (
             self.params == [id(p) for p in params]
-            and self.wanted == wanted
+            and self.layout == layout
             and not any(m is None and g is not None for m, g in zip(self.every, grads, strict=True))
             and self.contents == self.list_state(state)
             and self.places == self.find()
@@ -116,16 +123,18 @@ class Bound:
 class Door(torch.optim.Optimizer):  # type: ignore[misc]
     """What the classes here have in common: their step is one call of a plan of proptim."""
 
-    rule: ClassVar[type[Optimizer]]
-    hyper: ClassVar[dict[str, Any]]
+    _rule: ClassVar[type[Optimizer]]
+    _hyper: ClassVar[dict[str, Any]]
     """Hyperparameters of the rule, and their values where a parameter group has none."""
-    extras: ClassVar[frozenset[str]]
+    _extras: ClassVar[frozenset[str]]
     """Those that the torch class does not take."""
-    shown: ClassVar[tuple[str, ...]]
+    _shown: ClassVar[tuple[str, ...]]
     """Names of the state arrays in torch.optim."""
-    counts: ClassVar[tuple[str, ...]]
+    _counts: ClassVar[tuple[str, ...]]
     """Names of the numbers in the state of torch.optim."""
 
+    state: Any
+    param_groups: list[dict[str, Any]]
     _settled: list[Settled] = []
     _bound: Bound | None = None
 
@@ -136,7 +145,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if backend is not None:
             _backend.plan_type(backend)
         self._threads, self._backend = threads, backend
-        self._given = {key: keywords.pop(key) for key in self.extras & keywords.keys()}
+        self._given = {key: keywords.pop(key) for key in self._extras & keywords.keys()}
         super().__init__(params, *args, **keywords)
         self._step_supports_amp_scaling = False  # as torch's fused steps do; without, GradScaler unscales the gradients
 
@@ -146,9 +155,9 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         super().add_param_group(param_group)
         try:
             self._settle(param_group)
-            for index, p in enumerate(param_group["params"]):
-                if p.requires_grad and (p.device.type != "cpu" or p.dtype not in DTYPES or p.layout != torch.strided):
-                    as_array(p, f"params[{index}] of the group")
+            for place, p in places([param_group]):
+                if p.requires_grad:
+                    check_tensor(p, f"params{place} of the group")
         except BaseException:
             self.param_groups.pop()
             raise
@@ -158,7 +167,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """As that of torch.optim, which can load it: Rprop's packed `step_word` is shown as `prev` and `step_size`."""
         state = self.state
-        if self.shown != self.rule.states:
+        if self._shown != self._rule.states:
             self.state = {p: self._unpacked(own) for p, own in state.items()}
         try:
             saved: dict[str, Any] = super().state_dict()
@@ -167,11 +176,11 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         return saved
 
     def _unpacked(self, own: dict[str, Any]) -> dict[str, Any]:
-        packed = {name: own[name].numpy() for name in self.rule.states if name in own}
+        packed = {name: own[name].numpy() for name in self._rule.states if name in own}
         if not packed:
             return own
         rest = {name: value for name, value in own.items() if name not in packed}
-        return rest | {name: torch.from_numpy(array) for name, array in self.rule.show_state(packed).items()}
+        return rest | {name: torch.from_numpy(array) for name, array in self._rule.show_state(packed).items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: vars(self)[key] for key in ("_threads", "_backend", "_given")}}
@@ -185,7 +194,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
 
     # The step ---------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every parameter that has a gradient.
 
@@ -201,80 +210,84 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         self._settled = [self._settle(group, old) for group, old in zip(self.param_groups, known, strict=False)]
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
-        wanted = [s.wanted for s in self._settled]
+        layout = [(len(g["params"]), s.wanted) for g, s in zip(self.param_groups, self._settled, strict=True)]
         if all(g is None for g in grads):
             return loss
         bound = self._bound
-        if bound is None or not bound.stands(params, grads, wanted, self.state):
-            bound = self._bind(params, grads, wanted)
+        if bound is None or not bound.stands(params, grads, layout, self.state):
+            bound = self._bind(params, grads, layout)
         self._run(bound, [g for m, g in zip(bound.every, grads, strict=True) if m is not None], loss)
         return loss
 
     def _settle(self, group: dict[str, Any], known: Settled | None = None) -> Settled:
         """The hyperparameters of a group, `known` if that still holds."""
-        raw = [*(group.get(key, value) for key, value in self.hyper.items()), *(group.get(key) for key in REFUSED)]
+        raw = [*(group.get(key, value) for key, value in self._hyper.items()), *(group.get(key) for key in REFUSED)]
         if known is not None and known.fixed and known.raw == raw:
             return known
         for key, why in REFUSED.items():
             if group.get(key):
                 raise ValueError(f"{key}=True: {why}; expected False, or an optimizer of torch.optim")
-        ours = Group({**dict(zip(self.hyper, raw, strict=False)), "params": ()}, frozenset())
-        for key in self.hyper:
+        ours = Group({**dict(zip(self._hyper, raw, strict=False)), "params": ()}, frozenset())
+        for key in self._hyper:
             if is_schedule(ours[key]):
-                raise TypeError(f"Invalid {key}: {ours[key]!r} (expected a number; torch.optim.lr_scheduler has schedules)")
-        self.rule.settled(ours, 0)
-        stages = self.rule.stages(ours, 1.0, zero_grads=False, flush=False)
-        return Settled(raw, all(map(is_fixed, raw)), ours, stages, self.rule.wanted(ours))
+                raise TypeError(
+                    f"Invalid {key}: {ours[key]!r} (expected a number; torch.optim.lr_scheduler has schedules)"
+                )
+        self._rule.settled(ours, 0)
+        stages = self._rule.stages(ours, 1.0, zero_grads=False, flush=False)
+        return Settled(raw, all(map(is_fixed, raw)), ours, stages, self._rule.wanted(ours))
 
-    def _bind(self, params: list[Any], grads: list[Any], wanted: list[Any]) -> Bound:
+    def _bind(self, params: list[Any], grads: list[Any], layout: list[Any]) -> Bound:
         """A plan of all parameters that have a gradient, or had one at an earlier step."""
         before = self._bound
         old = set() if before is None else {id(m.parameter.given) for m in before.members}
         homes = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        names = [n for group in self.param_groups for n in group.get("param_names", [None] * len(group["params"]))]
         every = [
-            None if g is None and id(p) not in old else self._member(f"[{i}]" + (f' ("{name}")' if name else ""), p, home)
-            for i, (p, g, home, name) in enumerate(zip(params, grads, homes, names, strict=True))
+            None if g is None and id(p) not in old else self._member(place, p, home)
+            for (place, p), g, home in zip(places(self.param_groups), grads, homes, strict=True)
         ]
         members = [m for m in every if m is not None]
         written = [m.parameter for m in members]
         check_disjoint([(p.label, p.array) for p in written] + state_arrays(written))
         segments = [
-            tuple(None if array is None else real_view(array) for array in (p.array, *map(p.state.get, self.rule.states)))
+            tuple(
+                None if array is None else real_view(array) for array in (p.array, *map(p.state.get, self._rule.states))
+            )
             for p in written
         ]
         plan = _backend.plan_type(self._backend or _backend.backend())(
-            self.rule, segments, *_backend.thread_count(self._threads), before and before.plan
+            self._rule, segments, *_backend.thread_count(self._threads), before and before.plan
         )
         plan.bind([m.idle for m in members])
-        return Bound(plan, every, params, wanted)
+        return Bound(plan, every, params, layout)
 
     def _member(self, place: str, p: Any, home: int) -> Member:
         """A parameter with its state; what is new of it is not in `state` yet."""
         settled = self._settled[home]
+        check_tensor(p, f"params{place}")
         parameter = Parameter(place, None, p, as_array(p, f"params{place}"), settled.group, ())
         check_writable(parameter.array, parameter.label)
         own = self.state.get(p) or {}
-        packed = any(own.get(name) is not None for name in self.rule.states)
-        tensors = {n: own[n] for n in (settled.wanted if packed else self.shown) if own.get(n) is not None}
+        packed = any(own.get(name) is not None for name in self._rule.states)
+        tensors = {n: own[n] for n in (settled.wanted if packed else self._shown) if own.get(n) is not None}
         arrays = {name: as_array(tensor, f"state {name!r} of {parameter.label}") for name, tensor in tensors.items()}
         for name, array in arrays.items():
             parameter.check_like(array, f"state {name!r} of {parameter.label}")
             check_writable(array, f"state {name!r} of {parameter.label}")
         begun = bool(tensors)
         if begun and not packed:
-            arrays = self.rule.read_state(arrays)
+            arrays = self._rule.read_state(arrays)
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         for name in settled.wanted:
             if name not in tensors:
-                value = self.rule.initial(settled.group, name)
+                value = self._rule.initial(settled.group, name)
                 tensors[name] = torch.full_like(p, complex(value, value) if p.is_complex() else value)
                 arrays[name] = as_array(tensors[name], name)
         parameter.state = arrays
         clock = []
-        for name, start in self.rule.clock_start.items():
-            if name in self.counts or self.rule.needs_loss(settled.group):
-                tensors[name] = scalar(own.get(name, start))
+        for name, start in self._rule.clock_start.items():
+            if name in self._counts or self._rule.needs_loss(settled.group):
+                tensors[name] = scalar(own.get(name, start), name in self._counts)
                 clock.append(tensors[name].numpy())
             else:
                 clock.append(np.array(1.0 if name == "step" and begun else start))
@@ -283,7 +296,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _run(self, bound: Bound, grads: list[Any], loss: Any) -> None:
         """One step of a plan; what can be refused comes first, what changes something last."""
-        if any(self.rule.needs_loss(settled.group) for settled in self._settled):
+        if any(self._rule.needs_loss(settled.group) for settled in self._settled):
             if loss is None:
                 raise ValueError("irprop+ compares losses; expected a closure that returns the loss: step(closure)")
             loss = loss.item() if isinstance(loss, torch.Tensor) else loss
@@ -299,7 +312,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                 clocks.append(())
             else:
                 settled = self._settled[key[0]]
-                coefs, clock = self.rule.numbers(settled.group, key[1:], loss)
+                coefs, clock = self._rule.numbers(settled.group, key[1:], loss)
                 rows.append((*coefs, *settled.stages))
                 clocks.append(clock)
         row_of = [index[key] for key in keys]
@@ -324,8 +337,8 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         """Make a new plan the plan, and the state in it the state."""
         for m in bound.members:
             if m.tensors:
-                own = self.state[m.parameter.given]
-                for name in set(self.shown) - set(self.rule.states):
+                own = self.state.setdefault(m.parameter.given, {})
+                for name in set(self._shown) - set(self._rule.states):
                     own.pop(name, None)
                 own.update(m.tensors)
         bound.contents = bound.list_state(self.state)
@@ -353,6 +366,26 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         bound.plan.bind([found.get(id(m.parameter), m.idle) for m in bound.members])
 
 
+def places(groups: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    """How messages name the parameters of these groups, and the parameters."""
+    params = [p for group in groups for p in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", [""] * len(group["params"]))]
+    labels = [f"[{i}]" + (f' ("{name}")' if name else "") for i, name in enumerate(names)]
+    return list(zip(labels, params, strict=True))
+
+
+def check_tensor(p: Any, label: str) -> None:
+    """Raise TypeError for a parameter that no step could take, without making an array of it."""
+    if p.device.type != "cpu":
+        raise TypeError(f"{label} is on {p.device}; expected a CPU tensor: move the model with .cpu()")
+    if p.layout != torch.strided:
+        raise TypeError(f"{label} has layout {p.layout}; expected a strided tensor: use .to_dense()")
+    if p.dtype not in DTYPES:
+        raise TypeError(f"{label} is {p.dtype}; supported: {', '.join(SUPPORTED)}: convert the model with .float()")
+    if hasattr(p, "__tensor_flatten__"):
+        raise TypeError(f"{label} is a {type(p).__name__}; expected a tensor with memory of its own")
+
+
 def is_fixed(value: Any) -> bool:
     """Whether a hyperparameter cannot change in place."""
     if isinstance(value, tuple):
@@ -360,12 +393,17 @@ def is_fixed(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str))
 
 
-def scalar(value: Any) -> Any:
-    """A number of the state as torch.optim keeps it: a tensor without dimensions."""
+def scalar(value: Any, as_torch: bool) -> Any:
+    """A number of the state as a tensor without dimensions, which in torch.optim is of float32 by default."""
     if isinstance(value, torch.Tensor) and value.ndim == 0 and value.device.type == "cpu" and value.is_floating_point():
         return value.detach()
-    double = torch.get_default_dtype() == torch.float64
-    return torch.tensor(float(value), dtype=torch.float64 if double else torch.float32)
+    single = as_torch and torch.get_default_dtype() != torch.float64
+    return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64)
+
+
+def keyword_only(name: str, default: Any) -> inspect.Parameter:
+    """A parameter of a signature."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 
 def base(rule: type[Optimizer], hyper: dict[str, Any]) -> type[torch.optim.Optimizer]:
@@ -373,17 +411,19 @@ def base(rule: type[Optimizer], hyper: dict[str, Any]) -> type[torch.optim.Optim
     known: type[torch.optim.Optimizer] | None = getattr(torch.optim, rule.__name__, None)
     if known is not None:
         return known
-    own = [p for p in inspect.signature(rule).parameters.values() if p.name in hyper]
-    rest = [p for p in hyper if p not in inspect.signature(rule).parameters]
-    params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    options = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=hyper[n]) for n in rest]
-    signature = inspect.Signature([params, *own, *options])
+    taken = [
+        p.replace(annotation=p.empty)
+        for p in inspect.signature(rule).parameters.values()
+        if p.name in ("params", *hyper)
+    ]
+    options = [keyword_only(key, value) for key, value in hyper.items() if key not in [p.name for p in taken]]
+    signature = inspect.Signature([*taken, *options])
 
     def __init__(self: Any, *args: Any, **keywords: Any) -> None:
         bound = signature.bind(*args, **keywords)
         bound.apply_defaults()
-        params = bound.arguments.pop("params")
-        torch.optim.Optimizer.__init__(self, params, bound.arguments)
+        defaults = dict(bound.arguments)
+        torch.optim.Optimizer.__init__(self, defaults.pop("params"), defaults)
 
     return type(rule.__name__, (torch.optim.Optimizer,), {"__init__": __init__, "__signature__": signature})
 
@@ -396,40 +436,33 @@ def door(rule: type[Optimizer]) -> type[Door]:
     signature = inspect.signature(theirs)
     # torch's AdamW is decoupled for good
     extras = {k: v for k, v in hyper.items() if k not in signature.parameters and v is not True}
-    ours = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value)
-        for key, value in {**extras, "threads": "auto", "backend": None}.items()
-    ]
+    ours = [keyword_only(key, value) for key, value in {**extras, "threads": "auto", "backend": None}.items()]
     ones = {state: np.ones(1) for state in rule.states}
+    origin = f"torch.optim.{name}" if hasattr(torch.optim, name) else f"`proptim.{name}`"
+    more = f"{', '.join(extras)}\n    As in `proptim.{name}`; in group dicts too.\n" if extras else ""
     members = {
         "__module__": __name__,
-        "__doc__": DOC.format(
-            name=name,
-            names=", ".join(k for k in signature.parameters if k != "params"),
-            extras=", ".join(extras),
-        ),
+        "__doc__": DOC.format(name=name, origin=origin, names=", ".join([*signature.parameters][1:]), more=more),
         "__signature__": signature.replace(parameters=[*signature.parameters.values(), *ours]),
-        "rule": rule,
-        "hyper": hyper,
-        "extras": frozenset(extras),
-        "shown": tuple(rule.show_state(ones)),
+        "_rule": rule,
+        "_hyper": hyper,
+        "_extras": frozenset(extras),
+        "_shown": tuple(rule.show_state(ones)),
         # torch.optim.SGD keeps none; prev_loss, which starts at infinity, is kept only where the rule looks at it
-        "counts": () if name == "SGD" else tuple(k for k, start in rule.clock_start.items() if math.isfinite(start)),
+        "_counts": () if name == "SGD" else tuple(k for k, start in rule.clock_start.items() if math.isfinite(start)),
     }
     return type(name, (Door, theirs), members)
 
 
-DOC = """torch.optim.{name} on the kernels of `proptim.{name}`.
+DOC = """{origin} as an optimizer of torch, stepped by the kernels of proptim.
 
 Parameters
 ----------
 params : iterable of tensors, of (name, tensor) or of group dicts
-    As in torch.optim; float32, float64, complex64 or complex128 in CPU memory, with any strides.
+    As in torch.optim. Tensors of float32, float64, complex64 or complex128 in CPU memory, with any strides.
 {names}
-    As in torch.optim, with its defaults.
-{extras}
-    As in `proptim.{name}`; also in group dicts.
-threads : int or "auto", default "auto"
+    As in {origin}, with its defaults.
+{more}threads : int or "auto", default "auto"
     How many, or as many as help.
 backend : {{"c", "numba", "numpy"}}, optional
     Default `proptim.backend()`.
@@ -452,5 +485,5 @@ Examples
 True
 """
 
-__all__ = [rule.__name__ for rule in OPTIMIZERS.values()]  # noqa: PLE0604
+__all__ = [rule.__name__ for rule in OPTIMIZERS.values()]
 globals().update({rule.__name__: door(rule) for rule in OPTIMIZERS.values()})
