@@ -30,7 +30,7 @@ cdef extern from "proptim_python.h" nogil:
     const proptim_api *proptim_import() except NULL with gil
 
 cdef extern from "parts.h" nogil:
-    int parts_of(size_t elements, int threads)
+    int parts_of(size_t elements, size_t arrays, int threads)
     size_t part_begin(size_t units, int part, int parts)
 
 cdef const proptim_api *api = proptim_import()
@@ -113,6 +113,7 @@ cdef class Kernel:
         """One pass over all segments, dealt to threads as a step is."""
         with nogil:
             if threads > 1 and api.pool is not NULL:
-                api.pool(run_part, &self.segments, parts_of(self.segments.units * UNIT, threads), threads)
+                api.pool(run_part, &self.segments, parts_of(self.segments.units * UNIT, self.segments.count, threads),
+                         threads)
             else:
                 run_part(&self.segments, 0, 1)

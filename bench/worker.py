@@ -182,6 +182,7 @@ class Worker:
             self.close()
             raise Failed(f"no answer in {seconds:.0f} s") from None
         if not line:
+            self.answers.put(line)  # whoever else waits for this process hears of its end too
             self.close()
             raise Failed(f"ended with exit code {self.process.returncode}: {self.last or 'it said nothing'}")
         told = json.loads(line)

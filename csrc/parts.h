@@ -10,13 +10,16 @@ enum {
      * step before it falls asleep; taking a part costs 0.1 us.
      */
     PART = 8192,
-    PARTS_A_THREAD = 64 /* at most: then a part is a hundredth of the work */
+    PARTS_A_THREAD = 64, /* at most: then the wait is small beside the work, and sleeping is too */
+    /* Elements of a part for each array: every part looks for its own from the first on, which costs as much as ten. */
+    PART_FOR_ARRAY = 128
 };
 
-/* How many parts some elements make for these threads, one for each at least. */
-static inline int parts_of(size_t elements, int threads)
+/* How many parts the elements of some arrays make for these threads, one for each at least. */
+static inline int parts_of(size_t elements, size_t arrays, int threads)
 {
-    const size_t parts = elements / PART, least = (size_t)threads, most = least * PARTS_A_THREAD;
+    const size_t part = arrays * PART_FOR_ARRAY > PART ? arrays * PART_FOR_ARRAY : PART;
+    const size_t parts = elements / part, least = (size_t)threads, most = least * PARTS_A_THREAD;
     return (int)(parts < least ? least : parts > most ? most : parts);
 }
 

@@ -133,7 +133,7 @@ proptim_ran proptim_step(const proptim_isa *isa, proptim_rule rule, const propti
 {
     struct step step = { proptim_isa_or_best(isa), rule, segments, count, 0, rows };
     for (size_t i = 0; i < count; i++) step.units += units_of(&segments[i], rows);
-    if (threads > 1 && parallel) return parallel(run_part, &step, parts_of(step.units * UNIT, threads), threads);
+    if (threads > 1 && parallel) return parallel(run_part, &step, parts_of(step.units * UNIT, count, threads), threads);
     run_part(&step, 0, 1);
     return PROPTIM_RAN_SERIAL;
 }

@@ -101,7 +101,7 @@ double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t 
 {
     struct reduction r = { proptim_isa_or_best(isa), views, count, proptim_reduce_partials(views, count), partials };
     if (threads > 1 && parallel)
-        parallel(run_part, &r, parts_of(r.blocks * PROPTIM_BLOCK, threads), threads);
+        parallel(run_part, &r, parts_of(r.blocks * PROPTIM_BLOCK, count, threads), threads);
     else
         run_part(&r, 0, 1);
     *finite = finite_all(&r);

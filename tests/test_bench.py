@@ -394,8 +394,8 @@ def test_a_library_that_raises_is_a_failure():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity here")
-def test_the_harness_agrees_with_itself():
-    """The same contestant twice; the spread of this machine decides, however busy it is."""
+def test_the_harness_can_be_asked_whether_it_agrees_with_itself():
+    """The same contestant twice, at three sizes; whether the ratios are 1 is for an idle machine to say."""
     out = io.StringIO()
     session.check_itself(9, out)
     lines = out.getvalue().splitlines()

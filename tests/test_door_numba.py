@@ -164,7 +164,9 @@ def test_callers_options_stay_outside(way):
     for run, *size in ((fast,), (parts, 1003), (parts, 100), (parts, 7)):
         w, square_avg = start.copy(), np.zeros_like(start)
         run(w, grad, square_avg, *size)
-        np.testing.assert_array_equal(w.view(np.uint32)[np.isfinite(w)], expected.view(np.uint32)[np.isfinite(expected)])
+        np.testing.assert_array_equal(
+            w.view(np.uint32)[np.isfinite(w)], expected.view(np.uint32)[np.isfinite(expected)]
+        )
         assert np.isnan(w).sum() == np.isnan(expected).sum() == 1
 
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect is called as on Linux"),
 ]
 
-LENGTHS = (*range(36), 63, 64, 65, 127, 129, 1023, 1025)
+LENGTHS = (*range(36), 63, 64, 65, 127, 129, 1023, 1025, 4096 + 35)
 """All lengths around vectors of up to 16, then a unit of a share, and a block of the pipeline."""
 LAYOUTS = ("dense", "every other", "reversed", "packed")  # packed: a field of records of one byte more
 MIXES = [("dense",) * 5, *(tuple(LAYOUTS[(turn + j) % len(LAYOUTS)] for j in range(5)) for turn in range(4))]

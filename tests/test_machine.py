@@ -178,6 +178,8 @@ class Machine(RuleBasedStateMachine):
         """Do the same in both worlds: who refuses has changed nothing, and both do, in the same words, or none."""
         ends = []
         for world in self.worlds:
+            if world is self.worlds[1] and hasattr(world, "opt"):
+                world.opt._dissolve()  # the oracle prepares every step anew
             before = world.bytes()
             try:
                 with self.here():

@@ -48,8 +48,9 @@ cdef enum:
     # thread costs as much as half of it could save.
     AUTO_WEIGHTS = 65536
     # Steps of one look: serial ones first, then parallel ones, as they would follow each other.  The first of each
-    # kind warms up; parallel ones are more, for a thread asleep on an idle core needs some 100 us until it helps,
-    # and less than a hundredth of all steps, so that those of a look that finds no gain are not in their p99.
+    # kind warms up; parallel ones are more, for a thread asleep on an idle core needs some 100 us until it helps.
+    # In the long run they are less than a hundredth of all steps, so that those of a look that finds no gain are not in
+    # their p99.
     SERIAL_TRIALS = 6
     TRIALS = 24
     # Steps from one look to the next: the machine may be busier or idler by then.  Soon at first, for a thread just
@@ -512,10 +513,10 @@ cdef class Plan:
 
     # A step and what it counts are one: no signal handler runs between the kernels and the counting.
 
-    def step(self, rows, list clocks):
+    def step(self, rows, list clocks, set begun=None):
         """One step of every segment with the coefficients of its row, after which the clocks are these.
 
-        A row that is None is not stepped.
+        A row that is None is not stepped. `begun`, what `step_one` has stepped of a round, is then empty.
         """
         cdef Py_ssize_t i
         cdef int ran
@@ -527,23 +528,28 @@ cdef class Plan:
         self._clocks = clocks
         self.repeats = 0
         self.steps += 1
+        if begun is not None:
+            begun.clear()
         if ran == PROPTIM_RAN_FORKED:
             tell_forked()
 
-    def repeat(self, grads, advance, list values):
+    def repeat(self, optimizer, grads, advance, list values):
         """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
 
         Nothing has changed since but the clocks, and where `advance` is given the coefficients of the rule: it is
         asked for those of every row with its hyperparameters in `values`, None where a row is not stepped.
         """
-        cdef list clocks = None
+        cdef list clocks = None, kept = None
         cdef int ran
         self.claim.take()
         try:
             if advance is not None:
                 clocks = self._advance(advance, values)  # Python, which may raise: before anything changes
-            if grads is not None and not self._offer(grads):
-                return False
+            if grads is not None:
+                kept = list(grads)
+                if not self._offer(kept):
+                    return False
+                optimizer._given = optimizer._grads = kept
             ran = self._run()
             if advance is None:
                 self.repeats += 1
@@ -589,8 +595,11 @@ cdef class Plan:
                 self.look_after = min(2 * self.look_after, LOOK_AGAIN)
         return ran
 
-    def step_one(self, Py_ssize_t index, row, parameter, clock):
-        """One step of one segment, after which this is the clock of its parameter."""
+    def step_one(self, Py_ssize_t index, row, parameter, clock, set begun):
+        """One step of one segment, after which this is the clock of its parameter.
+
+        `begun` are the segments that have been stepped of this round; one that is among them begins another.
+        """
         cdef proptim_segment one
         cdef proptim_row numbers
         if not 0 <= index < self.count:
@@ -601,6 +610,10 @@ cdef class Plan:
         with nogil:
             proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
         parameter.clock = clock
+        if not begun or index in begun:
+            self.steps += 1
+            begun.clear()
+        begun.add(index)
 
     def reduce(self, Py_ssize_t only=-1):
         """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""

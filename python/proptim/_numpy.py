@@ -82,17 +82,20 @@ class Plan:
         """`offer` for one segment."""
         return False
 
-    def repeat(self, grads: list[Any] | None, advance: Advance | None, values: list[Values | None]) -> bool:
+    def repeat(
+        self, optimizer: Optimizer, grads: list[Any] | None, advance: Advance | None, values: list[Values | None]
+    ) -> bool:
         """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
 
         False where it cannot be told that it is: here always, for the short way is only for speed.
         """
         return False
 
-    def step(self, rows: Sequence[Sequence[float] | None], clocks: list[Clock]) -> None:
+    def step(self, rows: Sequence[Sequence[float] | None], clocks: list[Clock], begun: set[int] | None = None) -> None:
         """One step of every segment with the coefficients of its row, after which the clocks are these.
 
-        A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped.
+        A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped. `begun`,
+        what `step_one` has stepped of a round, is then empty.
         """
         for segment, row in zip(self.segments, self.row_of, strict=True):
             coefs = rows[row]
@@ -100,11 +103,20 @@ class Plan:
                 self._run(segment, coefs)
         self.clocks = clocks
         self.steps += 1
+        if begun is not None:
+            begun.clear()
 
-    def step_one(self, index: int, row: Sequence[float], parameter: Parameter, clock: Clock) -> None:
-        """One step of one segment, after which this is the clock of its parameter."""
+    def step_one(self, index: int, row: Sequence[float], parameter: Parameter, clock: Clock, begun: set[int]) -> None:
+        """One step of one segment, after which this is the clock of its parameter.
+
+        `begun` are the segments that have been stepped of this round; one that is among them begins another.
+        """
         self._run(self.segments[index], row)
         parameter.clock = clock
+        if not begun or index in begun:
+            self.steps += 1
+            begun.clear()
+        begun.add(index)
 
     def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
         param, grad, *state = segment

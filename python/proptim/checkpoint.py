@@ -197,7 +197,8 @@ def _plain(value: Any) -> Any:
     """Numbers out of arrays and tensors with one element, tuples of numbers out of others and of lists."""
     if hasattr(value, "tolist"):
         value = value.item() if math.prod(value.shape) == 1 else value.tolist()
-    return frozen(value)
+    value = frozen(value)
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

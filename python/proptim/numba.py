@@ -38,7 +38,9 @@ try:
     from numba import types
     from numba.core.errors import TypingError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'", name=error.name) from error
+    raise ModuleNotFoundError(
+        f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'", name=error.name
+    ) from error
 
 from proptim import OPTIMIZERS, _backend, functional
 from proptim._numba import at, compiled, loop, means, over
@@ -284,9 +286,7 @@ def run_core(optimizer: type[Optimizer]) -> Callable[..., None]:
         shape = (np.intp(0), *param.shape)  # which has the address of an array that is off, too
         places = np.array((shape, *over(place, arrays, None, shape)))
         row = np.array((*coefs, *stages))
-        if _step_arrays(
-            _key, rule, param.itemsize, param.ndim, len(arrays), places.ctypes, len(coefs), row.ctypes
-        ):
+        if _step_arrays(_key, rule, param.itemsize, param.ndim, len(arrays), places.ctypes, len(coefs), row.ctypes):
             raise RuntimeError(
                 "this was compiled for a core of proptim that is not the one here; expected it: clear Numba's cache"
             )

@@ -430,9 +430,7 @@ class Optimizer:
                 if group.values_now is None:
                     break
             else:
-                if self._plan.repeat(grads, None if self._steady else self.advance, self._values):
-                    if grads is not None:
-                        self._given = self._grads = grads.copy()
+                if self._plan.repeat(self, grads, None if self._steady else self.advance, self._values):
                     return
         with self._plan.claim:
             self._quick = False  # until this step has been made: a refused one leaves nothing to repeat
@@ -440,7 +438,7 @@ class Optimizer:
             try:
                 self._step(grads, loss)
             except BaseException:
-                if self._grads is not bound and self.steps == steps:  # refused, and not interrupted after it
+                if grads is not None and self.steps == steps:  # refused, and not interrupted after it
                     self._rebind(given, bound)
                 raise
 
@@ -462,8 +460,7 @@ class Optimizer:
                 coefs, clock = self.numbers(cohort.group, clock, loss)
             rows.append(None if coefs is None else (*coefs, *cohort.stages))
             after.append(clock)
-        self._plan.step(rows, after)
-        self._round.clear()
+        self._plan.step(rows, after, self._round)
         if self._ready and self._blind:
             self._values = [c.group.values_now if c.active else None for c in cohorts]
             values = [h for h in self._values if h is not None]
@@ -539,8 +536,8 @@ class Optimizer:
                 self._given[index] = self._grads[index] = grad
             else:
                 self._take([*self._given[:index], grad, *self._given[index + 1 :]])
-        new_round = not self._round or index in self._round
-        now = self.steps if new_round else self.steps - 1  # schedules see one count all through a round
+        begins = not self._round or index in self._round
+        now = self.steps if begins else self.steps - 1  # schedules see one count all through a round
         self._settle(now)
         p = self._parameters[index]
         self.check_loss(p.group.values_now or {}, None)
@@ -551,11 +548,7 @@ class Optimizer:
         coefs, clock = self.numbers(p.group, p.clock, None)
         stages = self.stages(p.group.values_now or {}, factor, self.zero_grads, self.flush_denormals)
         self._skips_in_a_row = 0
-        self._plan.step_one(index, (*coefs, *stages), p, clock)
-        if new_round:
-            self._plan.steps += 1
-            self._round.clear()
-        self._round.add(index)
+        self._plan.step_one(index, (*coefs, *stages), p, clock, self._round)
 
     @contextmanager
     def _or_nothing(self) -> Iterator[None]:
