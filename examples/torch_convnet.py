@@ -4,11 +4,16 @@ The data are the 1,797 images of 8x8 pixels that ship in scikit-learn. Needs PyT
 one core.
 """
 
+import sys
 import time
 
-import torch
-from sklearn.datasets import load_digits
-from torch import nn
+try:
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+except ModuleNotFoundError as error:
+    print(f"skipped: {error.name} is not installed; pip install 'proptim[examples]'", file=sys.stderr)
+    sys.exit(77)
 
 import proptim.torch  # the one line to add; below, `proptim.torch.` stands where `torch.optim.` stood
 

@@ -4,8 +4,14 @@ With one optimizer for each parameter, gradients need not be in memory all at th
 still in cache. Needs PyTorch.
 """
 
-import torch
-from torch import nn
+import sys
+
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError as error:
+    print(f"skipped: {error.name} is not installed; pip install 'proptim[examples]'", file=sys.stderr)
+    sys.exit(77)
 
 import proptim.torch
 

@@ -520,7 +520,7 @@ def test_without_scipy(fresh):
     told = fresh(
         "import sys, proptim\n"
         "assert 'scipy' not in sys.modules and 'proptim.scipy' not in sys.modules\n"
-        "sys.modules['scipy'] = None\n"
+        "sys.path[:] = [p for p in sys.path if not p.endswith('-packages')]\n"
         "try:\n    import proptim.scipy\nexcept ImportError as error:\n    print(error)"
     )
-    assert told == "proptim.scipy needs SciPy: pip install 'proptim[scipy]'"
+    assert told == "proptim.scipy needs SciPy (No module named 'scipy'): pip install 'proptim[scipy]'"

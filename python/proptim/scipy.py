@@ -30,7 +30,9 @@ from proptim._parameters import check_number
 try:
     from scipy.optimize import OptimizeResult, OptimizeWarning, approx_fprime
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("proptim.scipy needs SciPy: pip install 'proptim[scipy]'", name=error.name) from error
+    raise ModuleNotFoundError(
+        f"proptim.scipy needs SciPy ({error}): pip install 'proptim[scipy]'", name=error.name
+    ) from error
 
 GTOL = 1e-5
 """Default of BFGS."""
