@@ -235,7 +235,7 @@ class _Objective:
         value = self.value(x)
         self.njev += 1
         if callable(self.jac):
-            grad[...] = _real(self.jac(x.copy(), *self.args), "jac", x.shape, x.dtype)
+            grad[...] = _real(self.jac(x.copy(), *self.args), "jac", x.shape)
         else:  # which asks for the value at x too
             grad[...] = approx_fprime(x, lambda at: value if np.array_equal(at, x) else self.value(at))
         return value
@@ -245,14 +245,14 @@ class _Objective:
         value = self.fun(x.copy(), *self.args)
         if isinstance(value, tuple):
             raise TypeError("fun returned a tuple; expected one number: pass jac=True if it is (value, gradient)")
-        return float(_real(value, "fun", (), np.dtype(float)))
+        return float(_real(value, "fun", ()))
 
 
-def _real(given: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _real(given: Any, name: str, shape: tuple[int, ...]) -> Array:
     """What `fun` or `jac` returned as an array; a single number may come in any shape, as everywhere in SciPy."""
     if np.iscomplexobj(given):
         raise TypeError(f"{name} returned complex numbers; expected real ones")
-    array = np.asarray(given, dtype)
+    array = np.asarray(given)
     if array.shape != shape and not array.size == math.prod(shape) == 1:
         raise ValueError(f"{name} returned an array of shape {array.shape}; expected {shape or 'one number'}")
     return array.reshape(shape)
