@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from proptim import OPTIMIZERS, _backend, functional
-from proptim._arrays import SUPPORTED, Array, as_array, check_disjoint, check_writable, real_view
-from proptim._parameters import Group, Parameter, check_gradients, is_schedule, state_arrays
+from proptim._arrays import SUPPORTED, Array, as_array, check_writable, real_view
+from proptim._parameters import Group, Parameter, check_gradients, is_schedule
 from proptim.optimizer import Optimizer
 
 try:
@@ -190,7 +190,6 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         for group in self.param_groups:
             for key, value in self._given.items():
                 group.setdefault(key, value)
-        self._settled, self._bound = [], None
 
     # The step ---------------------------------------------------------------------------------------------------------
 
@@ -211,8 +210,6 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
         layout = [(len(g["params"]), s.wanted) for g, s in zip(self.param_groups, self._settled, strict=True)]
-        if all(g is None for g in grads):
-            return loss
         bound = self._bound
         if bound is None or not bound.stands(params, grads, layout, self.state):
             bound = self._bind(params, grads, layout)
@@ -247,13 +244,11 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
             for (place, p), g, home in zip(places(self.param_groups), grads, homes, strict=True)
         ]
         members = [m for m in every if m is not None]
-        written = [m.parameter for m in members]
-        check_disjoint([(p.label, p.array) for p in written] + state_arrays(written))
         segments = [
             tuple(
                 None if array is None else real_view(array) for array in (p.array, *map(p.state.get, self._rule.states))
             )
-            for p in written
+            for p in (m.parameter for m in members)
         ]
         plan = _backend.plan_type(self._backend or _backend.backend())(
             self._rule, segments, *_backend.thread_count(self._threads), before and before.plan
@@ -337,7 +332,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         """Make a new plan the plan, and the state in it the state."""
         for m in bound.members:
             if m.tensors:
-                own = self.state.setdefault(m.parameter.given, {})
+                own = self.state[m.parameter.given]
                 for name in set(self._shown) - set(self._rule.states):
                     own.pop(name, None)
                 own.update(m.tensors)
@@ -349,13 +344,13 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         """Have the plan read these gradients, or raise."""
         try:
             arrays = [
-                idle if g is None else torch.view_as_real(g.resolve_conj()).numpy() if pairs else g.numpy()
+                idle if g is None else torch.view_as_real(g).numpy() if pairs else g.numpy()
                 for idle, g, pairs in zip(bound.idle, grads, bound.pairs, strict=True)
             ]
             if bound.plan.offer(arrays):
                 return
         except (TypeError, RuntimeError):
-            pass  # what NumPy cannot show is looked at again, and refused in words
+            pass  # what NumPy cannot show as it is gets a closer look too
         fresh = [
             (m.parameter, as_array(g.detach().resolve_conj().resolve_neg(), m.parameter.grad_label))
             for m, g in zip(bound.members, grads, strict=True)
