@@ -59,7 +59,7 @@ def train_on_batches(x, y, w, square_avg, epochs, batch, seed):
 
 @numba.njit(cache=True)
 def train_on_all(x, y, w, step_word, steps):
-    """Rprop, by the kernels of proptim's compiled core if `c` is what `rprop` was taken from."""
+    """Rprop on the full batch. `proptim.numba.c.rprop` would be the same call into the compiled core."""
     grad = np.empty_like(w)
     loss = 0.0
     for step in range(1, steps + 1):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import math
 import pickle
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from proptim.cli import selftest
 numba = pytest.importorskip("numba", exc_type=ModuleNotFoundError)
 import proptim.numba  # noqa: E402
 
+PAGE = Path(__file__).parents[1] / "docs/embed/numba.md"
 pytestmark = pytest.mark.once
 
 needs_core = pytest.mark.skipif(bool(_backend.missing_core), reason=_backend.missing_core)
@@ -272,6 +276,17 @@ def test_cache(tmp_path, fresh):
             assert outcome == bits if key.startswith("text") else "not the one here" in outcome
 
 
+@needs_core
+def test_core_of_another_version():
+    """The core refuses code that was compiled for another ABI, or for rules or stages that it has not."""
+    from proptim import _core
+
+    address, abi = _core.step_arrays_for_jit()
+    step = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 9)(address)
+    for numbers in ((abi + 1, 0, 0), (abi, len(_core.rules()), 0), (abi, 0, len(_core.stages()) + 1)):
+        assert step(*numbers[:2], 8, 0, 2, 0, 0, 0, numbers[2]) == 1
+
+
 def test_from_python():
     """Called from Python they are proptim.functional, with its defaults and errors."""
     for name, cls in proptim.OPTIMIZERS.items():
@@ -291,7 +306,7 @@ def test_from_python():
     proptim.numba.nadam(*np.ones((4, 2)), mu_product=None)  # as left out
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         proptim.numba.sgd(np.ones(2), np.ones(2), lr=-1.0)
-    with pytest.raises(AttributeError, match="'proptim.numba' has no attribute 'rmspop'; expected sgd, rprop"):
+    with pytest.raises(AttributeError, match=r"'proptim\.numba' has no attribute 'rmspop'; expected sgd, rprop"):
         proptim.numba.rmspop  # noqa: B018
 
 
@@ -411,3 +426,11 @@ def test_variants(way):
     with pytest.raises(ValueError, match="Invalid variant: expected one of 'rprop-'"):
         run(w, np.ones(2), word, "RPROP-")
     assert w.tolist() == [-0.01, -0.01]
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="no docs/ beside tests/")
+def test_page(fresh):
+    """The examples of docs/embed/numba.md print what stands below them."""
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```\n", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text = {kind: "".join(block for k, block in blocks if k == kind) for kind in ("python", "text")}
+    assert fresh(f"open('page.py', 'w').write({text['python']!r})\nimport page") == text["text"].strip()

@@ -122,50 +122,38 @@ _rules = rules()
 _rule_numbers = {name: number for number, name in enumerate(_rules)}
 
 
-cdef long long _jit_key = 0
+cdef long long step_arrays(long long abi, long long rule, long long itemsize, long long ndim, long long arrays,
+                           ptrdiff_t *places, long long coefs, const double *row, long long stages) noexcept nogil:
+    """One step of one parameter on this thread, for code compiled at run time: 0.
 
-
-def step_arrays_for_jit():
-    """Address of `step_arrays`, for code compiled at run time, and the key by which that says what it was made for.
-
-    Such code is cached and may meet another version of this module.  It names rules by number and has their
-    coefficients in order; the key changes where one of these does.
-    """
-    from binascii import crc32  # 1 ms, for whom wants it
-
-    global _jit_key
-    _jit_key = crc32(repr((list(_rules.items()), list(stages().items()))).encode())
-    return <size_t>&step_arrays, _jit_key
-
-
-cdef long long step_arrays(long long key, long long rule, long long itemsize, long long ndim, long long count,
-                           ptrdiff_t *places, long long coefs, const double *row) noexcept nogil:
-    """One step of one parameter on this thread; 1, and nothing done, if the key is another than ours.
-
-    `places` are rows of 1 + ndim numbers: the first has the shape from its second on, each that follows address and
-    byte strides of an array, 0 for one that is off; they are rewritten.  `row`: `coefs` coefficients of the rule, then
-    those of the stages.
+    Such code is cached, and may have been compiled for another version of this module.  1, and nothing done, where that
+    had another ABI, or more rules or stages.  `places` are rows of 1 + ndim numbers: the first has the shape from its
+    second on, each that follows address and byte strides of an array, 0 for one that is off; they are rewritten.
+    `row`: coefficients of the rule, then those of the stages.
     """
     cdef proptim_segment segment
     cdef proptim_row numbers
     cdef long long j
-    if key != _jit_key:
+    if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
         return 1
     memset(&segment, 0, sizeof(segment))
-    memset(&numbers, 0, sizeof(numbers))
     segment.dtype = PROPTIM_F32 if itemsize == 4 else PROPTIM_F64
     segment.ndim = <int>ndim
     segment.shape = <size_t *>(places + 1)
-    for j in range(count):
+    for j in range(arrays):
         places += 1 + ndim
         segment.arrays[j] = <void *>places[0]
         segment.strides[j] = places + 1
-    memcpy(numbers.coefs, row, coefs * sizeof(double))
-    memcpy(numbers.stages, row + coefs, sizeof(numbers.stages))
-    numbers.active = True
+    proptim_row_init(&numbers, <proptim_rule>rule, row)
+    memcpy(numbers.stages, row + coefs, stages * sizeof(double))
     proptim_layout(&segment)
     proptim_step(_isa, <proptim_rule>rule, &segment, 1, &numbers, 1, NULL)
     return 0
+
+
+def step_arrays_for_jit():
+    """Address of `step_arrays`, and the ABI that it is called with."""
+    return <size_t>&step_arrays, PROPTIM_ABI
 
 
 def build_info():

@@ -14,7 +14,6 @@ import numba
 import numba.core.cgutils
 import numba.extending
 import numpy as np
-from numba import types
 
 from proptim import _numpy, _stages
 from proptim._arrays import Array, select
@@ -24,11 +23,17 @@ from proptim._arrays import Array, select
 EXACT = {"fastmath": False, "error_model": "numpy"}
 INSIDE = {**EXACT, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for compiled code alone: quicker to compile
 
-compiled = numba.njit(**INSIDE)
+untyped: Any = numba  # its annotations leave out half of what it takes
+types = untyped.types
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+compiled: Decorator = untyped.njit(**INSIDE)
+callable_too: Decorator = untyped.njit(**EXACT)
+intrinsic: Decorator = untyped.extending.intrinsic
 # Not strict, which would compare the annotations of what is typed and of what is compiled.
-means = partial(numba.extending.overload, strict=False, jit_options=INSIDE)
-_decay, _scale, _clip, _l2, _flush = map(
-    compiled, (_stages.decay, _stages.scale, _stages.clip, _stages.l2, _stages.flush)
+means: Callable[..., Decorator] = partial(untyped.extending.overload, strict=False, jit_options=INSIDE)
+
+_decay, _scale, _clip, _l2, _flush = (
+    compiled(text) for text in (_stages.decay, _stages.scale, _stages.clip, _stages.l2, _stages.flush)
 )
 _, _, _, NO_L2, NO_ZERO, NO_FLUSH = _stages.NEUTRAL.values()
 
@@ -37,18 +42,19 @@ class Plan(_numpy.Plan):
     """All of a step in one compiled loop."""
 
     def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
-        if numba.config.DISABLE_JIT:
+        if untyped.config.DISABLE_JIT:
             super()._run(segment, row)
             return
         flat = tuple(None if a is None else np.ascontiguousarray(a).reshape(-1) for a in segment)
         numbers = tuple(map(float, row))
         coefs, stages = numbers[: self.coefs], numbers[self.coefs :]
         loop(self.rule)(flat, coefs, stages)
-        zeroed = stages[4] != NO_ZERO
+        *_, zero, _ = stages
         for i, (array, stepped) in enumerate(zip(segment, flat, strict=True)):
-            # ascontiguousarray had to copy; a gradient is only written if it is to be zeroed
-            if array is not None and (i != 1 or zeroed) and not np.may_share_memory(array, stepped):
-                array[...] = stepped.reshape(array.shape)
+            if array is None or stepped is None or np.may_share_memory(array, stepped):
+                continue
+            if i != 1 or zero != NO_ZERO:  # a gradient is only written if it is to be zeroed
+                array[...] = stepped.reshape(array.shape)  # ascontiguousarray had to copy
 
 
 @cache
@@ -56,25 +62,26 @@ def loop(text: Callable[..., Any]) -> Callable[..., None]:
     """A compiled step with the rule of this text: (arrays of one dimension, coefficients, those of the stages)."""
     rule = compiled(text)
 
-    @numba.njit(**EXACT)
-    def loop(arrays: Any, coefs: Any, stages: Any) -> None:
+    @callable_too
+    def step(arrays: Any, coefs: Any, stages: Any) -> None:
         param, grad, state = arrays[0], arrays[1], arrays[2:]
         numbers = rounded(coefs, param)
         decay, scale, clip, l2, _, _ = rounded(stages, param)
-        smallest = smallest_normal(param) if stages[5] != NO_FLUSH else param.dtype.type(0)  # nothing is below 0
+        weight_decay, zero, flush = stages[3:]
+        smallest = smallest_normal(param) if flush != NO_FLUSH else param.dtype.type(0)  # nothing is below 0
         for i in range(param.size):
             # Decay, scale and clip are exact at their neutral coefficients; to add 0 is not.
             p = _decay(param[i], decay)
             g = _clip(_scale(grad[i], scale), clip)
-            if stages[3] != NO_L2:
+            if weight_decay != NO_L2:
                 g = _l2(g, p, l2)
             new = rule(p, g, *over(at, state, i, None), *numbers)
             param[i] = new[0]
             put(state, i, new[1:], smallest)
-            if stages[4] != NO_ZERO:
+            if zero != NO_ZERO:
                 clear(grad, i)
 
-    return loop  # type: ignore[no-any-return]
+    return step
 
 
 @means(select)
@@ -143,17 +150,17 @@ def smallest_normal(array: Any) -> Any:
 
 @means(smallest_normal)
 def _smallest_normal(array: Any) -> Callable[..., Any]:
-    number = np.finfo(numba.np.numpy_support.as_dtype(array.dtype)).smallest_normal
+    number = np.finfo(untyped.np.numpy_support.as_dtype(array.dtype)).smallest_normal
     return lambda array: number
 
 
-@numba.extending.intrinsic
+@intrinsic
 def rounded(context: Any, numbers: Any, array: Any) -> Any:
     """A tuple of float64 in the dtype of an array: each number is rounded once."""
     result = types.UniTuple(array.dtype, len(numbers))
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = numba.core.cgutils.unpack_tuple(builder, args[0])
+        parts = untyped.core.cgutils.unpack_tuple(builder, args[0])
         return context.make_tuple(
             builder, result, [context.cast(builder, part, types.float64, array.dtype) for part in parts]
         )

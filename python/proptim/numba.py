@@ -33,29 +33,29 @@ from typing import Any
 import numpy as np
 
 try:
-    import numba
     from llvmlite import binding, ir
-    from numba import types
     from numba.core.errors import TypingError
+
+    from proptim._numba import INSIDE, Decorator, at, compiled, intrinsic, loop, means, over, types, untyped
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'", name=error.name
-    ) from error
+    message = f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 from proptim import OPTIMIZERS, _backend, functional
-from proptim._numba import at, compiled, loop, means, over
 from proptim.optimizer import Optimizer
 
 # What the core is to LLVM: a symbol, for code with an address in it cannot be cached. Always there, because to call one
 # that is missing would end the process: without the core it is a function that refuses.
 _step_arrays = types.ExternalFunction(
-    "proptim_step_arrays", types.int64(*[types.int64] * 5, types.voidptr, types.int64, types.voidptr)
+    "proptim_step_arrays", types.int64(*[types.int64] * 5, types.voidptr, types.int64, types.voidptr, types.int64)
 )
 if _backend.missing_core:
     _refuse = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 1)
-    _address, _key = ctypes.cast(_refuse, ctypes.c_void_p).value, 0
+    _address, _abi = ctypes.cast(_refuse, ctypes.c_void_p).value, 0
 else:
-    _address, _key = _backend.core.step_arrays_for_jit()
+    from proptim import _core
+
+    _address, _abi = _core.step_arrays_for_jit()
 binding.add_symbol(_step_arrays.symbol, _address)
 
 
@@ -123,11 +123,12 @@ class Step(functional.OneShot):
     def _entry(self) -> Callable[..., None]:
         """What is compiled: a function with our parameters written out, for Numba has no `**`."""
         run = run_core if self.backend == "c" else run_text
-        known = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
+        known: dict[str, Any] = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
         known |= {"same_shape": same_shape, "inf": math.inf}
         text = "\n    ".join(self._lines())
         exec(compile(text, f"<proptim.numba.{self.place}>", "exec"), known)
-        return known[self.__name__]  # type: ignore[no-any-return]
+        entry: Callable[..., None] = known[self.__name__]
+        return entry
 
     def _lines(self) -> Iterator[str]:
         optional, arrays = self.optimizer.optional, ["param", "grad", *self.optimizer.states]
@@ -136,19 +137,23 @@ class Step(functional.OneShot):
         yield f"def {self.__name__}({', '.join(parameters)}):"
         yield "if step < 1: raise ValueError('step is below 1; expected the number of this step, counted from 1')"
         for name in arrays[1:]:
-            yield f"if not same_shape({name}, param): raise ValueError('{name} has not the shape of param; expected it')"
+            yield f"if not same_shape({name}, param):"
+            yield f"    raise ValueError('{name} has not the shape of param; expected it')"
         for name, switch in optional.items():
-            yield f"if {switch} and {name} is None: raise ValueError('{switch} is on; expected an array {name}')"
+            yield f"if {switch} and {name} is None:"
+            yield f"    raise ValueError('{switch} is on; expected an array {name}')"
         # The texts of `advance` and `stages` take a mapping. With a string among the numbers Numba keeps their types.
         hyper = [f"{name!r}: {as_float(name, default)}" for name, default in self.hyper.items()]
         yield f"h = {{'rule': {self.__name__!r}, {', '.join(hyper)}}}"
         clock = [*tuple(self.optimizer.clock_start)[1:], "None"][0]
         loss = "loss" if self.losses else "None"
-        yield f"coefs, stages = numbers(h, step, {clock}, {loss}, float(grad_scale), int(zero_grads), int(flush_denormals))"
+        more = "float(grad_scale), int(zero_grads), int(flush_denormals)"
+        yield f"coefs, stages = numbers(h, step, {clock}, {loss}, {more})"
         for on in itertools.product((True, False), repeat=len(optional)):
             off = [name for name, used in zip(optional, on, strict=True) if not used]
             used = " and ".join(switch for name, switch in optional.items() if name not in off)
-            yield f"if {used or True}: return run(({', '.join('None' if n in off else n for n in arrays)}), coefs, stages)"
+            yield f"if {used or True}:"
+            yield f"    return run(({', '.join('None' if name in off else name for name in arrays)}), coefs, stages)"
 
 
 def fits(default: Any, kind: Any) -> bool:
@@ -183,8 +188,8 @@ def as_float(name: str, default: Any) -> str:
 
 def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
     """A compiled function for the coefficients of rule and stages of a step, as `Optimizer.numbers` has them."""
-    plain = numba.njit(error_model="python", no_cpython_wrapper=True, no_cfunc_wrapper=True)  # 1/0 is an error here
-    advance, stages, needs_loss = map(plain, (optimizer.advance, optimizer.stages, optimizer.needs_loss))
+    plain: Decorator = untyped.njit(**{**INSIDE, "error_model": "python"})  # a division by zero is an error here
+    advance, stages, needs_loss = (plain(text) for text in (optimizer.advance, optimizer.stages, optimizer.needs_loss))
     start = tuple(map(float, optimizer.clock_start.values()))
 
     @plain
@@ -212,10 +217,10 @@ def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
         coefs, _ = advance(h, clock(h, unknown(step) - 1.0, given), heard(h, loss))
         return coefs, stages(h, scale, zero, flush)
 
-    return numbers  # type: ignore[no-any-return]
+    return numbers
 
 
-@numba.extending.intrinsic
+@intrinsic
 def unknown(context: Any, step: Any) -> Any:
     """`step`, of which LLVM then knows nothing: of b**2.0 it would make b*b, and the last bits may differ."""
 
@@ -278,7 +283,7 @@ def run_text(optimizer: type[Optimizer]) -> Callable[..., None]:
 
 def run_core(optimizer: type[Optimizer]) -> Callable[..., None]:
     """A step by `step_arrays` of `_core.pyx`."""
-    rule = -1 if _backend.missing_core else list(_backend.core.rules()).index(optimizer.kernel)
+    rule = -1 if _backend.missing_core else list(_core.rules()).index(optimizer.kernel)
 
     @compiled
     def run(arrays: Any, coefs: Any, stages: Any) -> None:
@@ -286,12 +291,23 @@ def run_core(optimizer: type[Optimizer]) -> Callable[..., None]:
         shape = (np.intp(0), *param.shape)  # which has the address of an array that is off, too
         places = np.array((shape, *over(place, arrays, None, shape)))
         row = np.array((*coefs, *stages))
-        if _step_arrays(_key, rule, param.itemsize, param.ndim, len(arrays), places.ctypes, len(coefs), row.ctypes):
+        refused = _step_arrays(
+            _abi,
+            rule,
+            param.itemsize,
+            param.ndim,
+            len(arrays),
+            places.ctypes,
+            len(coefs),
+            row.ctypes,
+            len(stages),
+        )
+        if refused:
             raise RuntimeError(
                 "this was compiled for a core of proptim that is not the one here; expected it: clear Numba's cache"
             )
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 globals().update({name: Step(optimizer, None) for name, optimizer in OPTIMIZERS.items()})
