@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ RULES = {name: cls.__name__ for name, cls in proptim.OPTIMIZERS.items()}
 SHARED = [cls for cls in RULES.values() if hasattr(torch.optim, cls)]
 SHAPES = [(4, 3), (), (2, 3, 2, 2), (0, 2), (7,)]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 each_rule = pytest.mark.parametrize("name", RULES)
 each_class = pytest.mark.parametrize("name", RULES.values())
@@ -989,19 +987,3 @@ def test_refused_state(name, change, error, message):
         opt.step()
     assert same(values(params), before[0])
     assert opt.state[params[0]] == before[1]
-
-
-# Examples ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.once
-@pytest.mark.slow
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="no examples/ beside tests/: not a checkout")
-@pytest.mark.parametrize("name", ["torch_convnet", "torch_step_in_backward"])
-def test_example(name, tmp_path):
-    """Runs from an empty folder, and its assertions hold."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout

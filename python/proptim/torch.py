@@ -145,7 +145,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if backend is not None:
             _backend.plan_type(backend)
         self._threads, self._backend = threads, backend
-        self._given = {key: keywords.pop(key) for key in self._extras & keywords.keys()}
+        self._given = {key: keywords.pop(key) for key in [*keywords] if key in self._extras}
         super().__init__(params, *args, **keywords)
         self._step_supports_amp_scaling = False  # as torch's fused steps do; without, GradScaler unscales the gradients
 
