@@ -232,6 +232,8 @@ def optimizers(draw):
     return name, options | draw(st.fixed_dictionaries({}, optional=numbers | OPTION_VALUES))
 
 
+@pytest.mark.once
+@pytest.mark.skipif(not selftest.contestants(), reason="only the numpy backend runs here")
 @settings(max_examples=400, derandomize=True, deadline=None, database=None)
 @given(
     rule=optimizers(),
@@ -240,8 +242,6 @@ def optimizers(draw):
     arrays=st.lists(st.tuples(st.integers(0, 4100), places, places), min_size=1, max_size=4),
     threads=st.sampled_from([1, 2, 3, 7]),
 )
-@pytest.mark.once
-@pytest.mark.skipif(not selftest.contestants(), reason="only the numpy backend runs here")
 def test_anything(rule, where, dtype, arrays, threads):
     """Random rules, options, dtypes, sizes, byte offsets, strides, threads and instruction sets against the NumPy text.
 

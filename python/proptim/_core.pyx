@@ -5,11 +5,11 @@
 import os
 import sys
 import warnings
+from time import perf_counter  # cpython.time is not in the stable ABI
 
 from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
                              PyObject_GetBuffer)
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
-from cpython.time cimport perf_counter
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -59,6 +59,7 @@ cdef enum:
     LOOK_AGAIN = 2000
 
 cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one object of each native dtype
+cdef object NDARRAY = ndarray  # no look-up at every step
 process = os.getpid()
 NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machine's byte order in a format
 
@@ -236,7 +237,8 @@ cdef class Plan:
     cdef bint auto
     cdef public bint disjoint       # whether `offer` can tell that a gradient overlaps nothing
     cdef readonly Claim claim
-    cdef public object steps        # an int of any size, for a loaded one may be
+    cdef object loaded              # steps before `taken`: an int of any size, for a loaded one may be
+    cdef long long taken            # in C, for adding to an object takes a twentieth of a small step
     cdef long long repeats          # the last of these steps, with which the clocks have not moved
     cdef list _clocks
     cdef size_t weights
@@ -256,7 +258,7 @@ cdef class Plan:
         self.threads, self.auto = threads, auto
         self.look_after = LOOK_SOON
         self.claim = Claim() if before is None else before.claim
-        self.steps = 0 if before is None else before.steps
+        self.loaded = 0 if before is None else before.steps
         self._clocks = []
         self.count = len(segments)
         self.segments = <proptim_segment *>calloc(max(self.count, 1), sizeof(proptim_segment))
@@ -356,7 +358,7 @@ cdef class Plan:
         cdef size_t low, high
         cdef int d
         # The dtype by identity: NumPy takes half a microsecond to write the format of a buffer.
-        if type(grad) is not ndarray or grad.dtype is not (FLOAT32 if param.itemsize == 4 else FLOAT64):
+        if type(grad) is not NDARRAY or grad.dtype is not (FLOAT32 if param.itemsize == 4 else FLOAT64):
             return False
         PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES)
         if fresh.ndim != param.ndim:
@@ -464,6 +466,16 @@ cdef class Plan:
         self.repeats = 0
 
     @property
+    def steps(self):
+        """Steps made, those of a loaded run among them."""
+        return self.loaded + self.taken
+
+    @steps.setter
+    def steps(self, count):
+        self.loaded = count
+        self.taken = 0
+
+    @property
     def clocks(self):
         """The clock of each row, all steps counted."""
         cdef Py_ssize_t i
@@ -515,7 +527,7 @@ cdef class Plan:
         ran = self._run()
         self._clocks = clocks
         self.repeats = 0
-        self.steps += 1
+        self.taken += 1
         if begun is not None:
             begun.clear()
         if ran == PROPTIM_RAN_FORKED:
@@ -543,7 +555,7 @@ cdef class Plan:
                 self.repeats += 1
             else:
                 self._clocks = clocks
-            self.steps += 1
+            self.taken += 1
             if ran == PROPTIM_RAN_FORKED:
                 tell_forked()
             return True
@@ -599,7 +611,7 @@ cdef class Plan:
             proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
         parameter.clock = clock
         if not begun or index in begun:
-            self.steps += 1
+            self.taken += 1
             begun.clear()
         begun.add(index)
 
