@@ -668,6 +668,9 @@ def test_options_set_later_are_checked(backend):
         opt = proptim.SGD([param])
         setattr(opt, name, value)
         refused(error, message, lambda opt=opt: opt.step([np.ones(1)]), param)
+    opt = proptim.SGD([param])
+    for act in (lambda: proptim.SGD([param], zero_grads="no"), lambda: setattr(opt, "zero_grads", "no")):
+        refused(TypeError, "Invalid zero_grads: 'no' (expected True or False)", act, param)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400)])

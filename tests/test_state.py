@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import os
 import pickle
 import re
 
@@ -397,6 +398,16 @@ def test_foreign_files(kind, tmp_path):
     path.write_bytes(FOREIGN[kind])
     message = r"foreign\.npz cannot be read \(.*\); expected a file written by Optimizer\.save"
     refused(run.opt, run.params.values(), ValueError, message, lambda: run.opt.load(path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no modes of files")
+def test_save_keeps_the_mode(tmp_path):
+    """A file that only its owner may read stays so."""
+    run, path = Run("adam", {}).go([0]), tmp_path / "state.npz"
+    run.opt.save(path)
+    path.chmod(0o600)
+    run.opt.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_failing_save(tmp_path, monkeypatch):

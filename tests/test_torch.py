@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import numpy as np
@@ -252,6 +253,20 @@ def test_tensors_are_stepped_in_place(name):
     assert (module.bias.detach().numpy() == bias).all()
     theirs.zero_grad()
     assert not leaf.grad.any()
+
+
+def test_a_tensor_that_has_moved():
+    """A tensor that was given other memory is not stepped where it was; a copied optimizer knows its own tensors."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    opt = proptim.SGD([weight], lr=1.0)
+    opt.step([torch.ones(3)])
+    twin = copy.deepcopy(opt)
+    weight.data = torch.full((3,), 5.0)
+    with pytest.raises(ValueError, match=r"params\[0\] has been given other memory .* or take proptim.torch"):
+        opt.step([torch.ones(3)])
+    assert opt.steps == 1
+    twin.step([torch.ones(3)])
+    assert twin.param_groups[0]["params"][0].tolist() == [-1.0] * 3
 
 
 # Equations of the libraries that the presets repeat, from their sources

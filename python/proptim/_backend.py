@@ -87,6 +87,8 @@ def plan_type(name: str) -> Callable[..., Any]:
         _require_core()
         return core.Plan
     if name == "numba":
+        if reason := available_backends()["numba"]:
+            raise ImportError(f"backend 'numba' was asked for, but {reason}")
         from proptim._numba import Plan as NumbaPlan
 
         return NumbaPlan

@@ -30,6 +30,23 @@ class Parameter:
     group: Group
     clock: Clock
     state: dict[str, Array] = field(default_factory=dict)
+    home: int | None = None
+    """Where a tensor of torch lay when it was taken; None for what cannot be given other memory."""
+
+    def __post_init__(self) -> None:
+        self.take_home()
+
+    def take_home(self) -> None:
+        """Note where the tensor lies."""
+        self.home = self.given.data_ptr() if hasattr(self.given, "data_ptr") else None
+
+    def check_home(self) -> None:
+        """Raise ValueError if a tensor has been given other memory since, which `tensor.data = ...` and `.to()` do."""
+        if self.home is not None and self.given.data_ptr() != self.home:
+            raise ValueError(
+                f"{self.label} has been given other memory since the optimizer was made; expected it to stay where it "
+                "was: make a new optimizer, or take proptim.torch, which looks at every step"
+            )
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -224,6 +225,8 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
             _seal(file)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))  # what nobody else could read stays so
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -213,7 +213,7 @@ class Optimizer:
         self.grad_scale = options.get("grad_scale", 1.0)
         self.nonfinite = options.get("nonfinite", "propagate")
         self.max_skips = options.get("max_skips")
-        self._zero_grads = bool(options.get("zero_grads", False))
+        self._zero_grads = is_on("zero_grads", options.get("zero_grads", False))
         self.flush_denormals = options.get("flush_denormals", False)
         self.threads = options.get("threads", "auto")
         self.backend = options.get("backend") or _backend.backend()
@@ -246,8 +246,7 @@ class Optimizer:
             raise ValueError(f"Invalid nonfinite policy: {self.nonfinite!r} (expected 'propagate', 'skip' or 'raise')")
         if self.max_skips is not None:
             check_number("max_skips value", self.max_skips)
-        if not isinstance(self.flush_denormals, (bool, np.bool_)):
-            raise TypeError(f"Invalid flush_denormals: {self.flush_denormals!r} (expected True or False)")
+        is_on("flush_denormals", self.flush_denormals)
         scale, limit = at_step(self.grad_scale, steps), at_step(self.clip_norm, steps)
         check_number("grad_scale value", scale, low=-math.inf)
         if limit is not None:
@@ -284,8 +283,7 @@ class Optimizer:
                 )
         h = group.at(steps)
         for key in cls.flags:
-            if not isinstance(h[key], (bool, np.bool_)):
-                raise TypeError(f"Invalid {key}: {h[key]!r} (expected True or False)")
+            is_on(key, h[key])
         check_number("weight_decay value", h["weight_decay"])
         if h["clip_value"] is not None:
             check_number("clip_value", h["clip_value"])
@@ -358,6 +356,8 @@ class Optimizer:
         self._take(match_gradients(grads, self._parameters, self.param_groups))
 
     def _take(self, given: list[Any]) -> None:
+        for p in self._parameters:
+            p.check_home()
         arrays = [
             old if g is h else None if g is None else as_array(g, p.grad_label)
             for p, g, h, old in zip(self._parameters, given, self._given, self._grads, strict=True)
@@ -382,7 +382,7 @@ class Optimizer:
 
     @zero_grads.setter
     def zero_grads(self, on: bool) -> None:
-        if on:
+        if is_on("zero_grads", on):
             bound = [(p, g) for p, g in zip(self._parameters, self._grads, strict=True) if g is not None]
             check_gradients(bound, [], self._parameters, zero=True)
         self._zero_grads = bool(on)
@@ -794,6 +794,7 @@ class Optimizer:
         vars(self).update(state)
         for p in self._parameters:  # views of what was copied, not copies of their own
             p.array = as_array(p.given, p.label)
+            p.take_home()
         self._grads = [
             None if g is None else as_array(g, p.grad_label) for p, g in zip(self._parameters, self._given, strict=True)
         ]
@@ -807,6 +808,13 @@ class Optimizer:
             lines.append(f"Parameter Group {i}: {len(group['params'])} arrays, {count:,} weights")
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join(lines) + "\n)"
+
+
+def is_on(label: str, value: Any) -> bool:
+    """A switch; TypeError for what is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"Invalid {label}: {value!r} (expected True or False)")
+    return bool(value)
 
 
 def clip_factor(norm: float, max_norm: float) -> float:
