@@ -25,7 +25,9 @@ pytestmark = [
 # Examples ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["index", "start", "migrate", "embed/arrays", "embed/loops", "embed/scipy", "embed/torch"])
+@pytest.mark.parametrize(
+    "page", ["index", "start", "migrate", "embed/arrays", "embed/loops", "embed/scipy", "embed/torch"]
+)
 def test_examples(page, tmp_path, monkeypatch, capsys):
     """The Python blocks of a page run one after the other, and print what stands in the text block right after them."""
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
