@@ -400,6 +400,16 @@ def test_foreign_files(kind, tmp_path):
     refused(run.opt, run.params.values(), ValueError, message, lambda: run.opt.load(path))
 
 
+def test_pairs_of_numpy_numbers_are_saved(tmp_path):
+    """Numbers of NumPy within a pair too."""
+    w = np.ones(2)
+    opt = proptim.Rprop([w], step_sizes=(1e-6, np.int64(40)), etas=np.array([0.5, 1.25]))
+    opt.save(tmp_path / "state.npz")
+    other = proptim.Rprop([w])
+    other.load(tmp_path / "state.npz")
+    assert (other.step_sizes, other.etas) == ((1e-6, 40), (0.5, 1.25))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="no modes of files")
 def test_save_keeps_the_mode(tmp_path):
     """A file that only its owner may read stays so."""

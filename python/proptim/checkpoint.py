@@ -199,7 +199,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.item() if math.prod(value.shape) == 1 else value.tolist()
     value = frozen(value)
-    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):  # JSON has no numbers of NumPy
+        return tuple(v.item() if isinstance(v, np.generic) else v for v in value)
+    return value
 
 
 def _short(value: Any) -> str:
