@@ -68,9 +68,11 @@ def doors(session: nox.Session) -> None:
     session.install(".[test,examples]")
     away = Path(session.create_tmp()).absolute() / "away"
     shutil.rmtree(away, ignore_errors=True)
-    for folder in ("tests", "examples"):
+    for folder in ("tests", "examples", "docs", "csrc", "cmake"):  # what programs are built from, and no package
         shutil.copytree(folder, away / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy("pyproject.toml", away)
+    (away / "python/proptim").mkdir(parents=True)
+    for file in ("pyproject.toml", "CMakeLists.txt", "python/proptim/_version.py"):
+        shutil.copy(file, away / file)
     with session.chdir(away):
         tests = sorted(map(str, Path("tests").glob("test_door_*.py")))
         session.run("python", "-m", "pytest", *tests, "tests/test_examples.py", *session.posargs)

@@ -21,13 +21,14 @@ static inline fpenv fpenv_enter(void)
 static inline void fpenv_leave(fpenv saved) { _mm_setcsr(saved); }
 
 #elif defined(__aarch64__)
+#include <stdint.h>
 
-typedef unsigned long fpenv;
+typedef uint64_t fpenv;
 static inline fpenv fpenv_enter(void)
 {
     fpenv saved;
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
-    __asm__ volatile("msr fpcr, %0" : : "r"(0ul)); /* to nearest, no traps, no flushing, IEEE NaN */
+    __asm__ volatile("msr fpcr, %0" : : "r"((fpenv)0)); /* to nearest, no traps, no flushing, IEEE NaN */
     return saved;
 }
 static inline void fpenv_leave(fpenv saved) { __asm__ volatile("msr fpcr, %0" : : "r"(saved)); }

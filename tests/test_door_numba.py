@@ -434,3 +434,16 @@ def test_page(fresh):
     blocks = re.findall(r"^```(python|text)\n(.*?)^```\n", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     text = {kind: "".join(block for k, block in blocks if k == kind) for kind in ("python", "text")}
     assert fresh(f"open('page.py', 'w').write({text['python']!r})\nimport page") == text["text"].strip()
+
+
+def test_hyperparameters_of_float32():
+    """A hyperparameter of another type is a float64 to the rule, as it is to the objects."""
+
+    @numba.njit
+    def step(w, grad, square_avg, lr):
+        proptim.numba.rmsprop(w, grad, square_avg, step=1, lr=lr)
+
+    w, expected, grad = np.ones(4), np.ones(4), np.arange(4.0)
+    step(w, grad, np.zeros(4), np.float32(0.1))
+    proptim.RMSprop([expected], lr=float(np.float32(0.1))).step([grad])
+    np.testing.assert_array_equal(w, expected)

@@ -7,6 +7,7 @@ import gc
 import inspect
 import io
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -755,7 +756,7 @@ def test_two_threads():
     advance(opt, params, 0, 1)
     before = unchanged(opt, params)
     give(params, 1)
-    with opt._bound.plan.claim, pytest.raises(RuntimeError, match="being stepped by another thread"):
+    with opt._claim, pytest.raises(RuntimeError, match="being stepped by another thread"):
         opt.step()
     assert_unchanged(opt, params, before)
     opt.step()
@@ -987,3 +988,52 @@ def test_refused_state(name, change, error, message):
         opt.step()
     assert same(values(params), before[0])
     assert opt.state[params[0]] == before[1]
+
+
+def test_a_state_dict_is_not_changed_by_later_steps():
+    """Also one taken between loading and the next step, which packs the state of Rprop."""
+    w = torch.nn.Parameter(torch.ones(3))
+    w.grad = torch.ones(3)
+    opt = proptim.torch.Rprop([w])
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    taken = opt.state_dict()
+    opt.step()
+    assert set(taken["state"][0]) == {"step", "prev", "step_size"}
+
+
+def test_a_count_that_is_none():
+    """A step that no run leads to is refused, and nothing has changed."""
+    w = torch.nn.Parameter(torch.ones(3))
+    w.grad = torch.ones(3)
+    opt = proptim.torch.Adam([w])
+    opt.step()
+    before = w.detach().clone()
+    opt.state[w]["step"].fill_(-1)
+    with pytest.raises(
+        ValueError, match=re.escape("'step' of the state is -1.0; expected a whole number of at least 0")
+    ):
+        opt.step()
+    assert torch.equal(w, before)
+
+
+def test_interrupted_step_is_counted(monkeypatch):
+    """A signal that comes while the kernels run is told after them: the step is made, counted and seen by autograd."""
+    w = torch.nn.Parameter(torch.ones(3))
+    w.grad = torch.ones(3)
+    opt = proptim.torch.Adam([w])
+    opt.step()
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(plan, name)
+
+        def step(self, *args):
+            plan.step(*args)
+            raise KeyboardInterrupt
+
+    plan, version = opt._bound.plan, w._version
+    opt._bound.plan = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        opt.step()
+    assert (opt.state[w]["step"].item(), w._version) == (2, version + 1)

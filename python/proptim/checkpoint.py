@@ -223,12 +223,12 @@ def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("x+b") as file:
+            if target.exists():
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))  # what nobody else could read stays so
             np.savez(file, rest=np.frombuffer(header, np.uint8), **arrays)
             _seal(file)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))  # what nobody else could read stays so
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ class Step(functional.OneShot):
         """What is compiled: a function with our parameters written out, for Numba has no `**`."""
         run = run_core if self.backend == "c" else run_text
         known: dict[str, Any] = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
-        known |= {"same_shape": same_shape, "inf": math.inf}
+        known |= {"same_shape": same_shape, "inf": math.inf, "float64": np.float64}
         text = "\n    ".join(self._lines())
         exec(compile(text, f"<proptim.numba.{self.place}>", "exec"), known)
         entry: Callable[..., None] = known[self.__name__]
@@ -147,7 +147,7 @@ class Step(functional.OneShot):
         yield f"h = {{'rule': {self.__name__!r}, {', '.join(hyper)}}}"
         clock = [*tuple(self.optimizer.clock_start)[1:], "None"][0]
         loss = "loss" if self.losses else "None"
-        more = "float(grad_scale), int(zero_grads), int(flush_denormals)"
+        more = "float64(grad_scale), int(zero_grads), int(flush_denormals)"
         yield f"coefs, stages = numbers(h, step, {clock}, {loss}, {more})"
         for on in itertools.product((True, False), repeat=len(optional)):
             off = [name for name, used in zip(optional, on, strict=True) if not used]
@@ -175,12 +175,12 @@ def fits(default: Any, kind: Any) -> bool:
 def as_float(name: str, default: Any) -> str:
     """The expression of a hyperparameter in which numbers are float64, as in the objects, and none is no bool."""
     if isinstance(default, tuple):
-        return f"({', '.join(f'float({name}[{i}])' for i in range(len(default)))})"
+        return f"({', '.join(f'float64({name}[{i}])' for i in range(len(default)))})"
     if isinstance(default, bool):
         return f"int({name})"  # Numba has no float() of a bool, which the texts take
     if default is None:
-        return f"inf if {name} is None else float({name})"
-    return f"float({name})" if isinstance(default, float) else name
+        return f"inf if {name} is None else float64({name})"
+    return f"float64({name})" if isinstance(default, float) else name
 
 
 # Coefficients --------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
     def clock(h: Any, steps: Any, given: Any) -> Any:
         """The clock after that many steps, given what it has beside their count."""
         if given is not None:
-            return steps, -float(given) if losses and h["maximize"] else float(given)
+            return steps, -np.float64(given) if losses and h["maximize"] else np.float64(given)
         if len(start) == 1 or losses:
             return (steps, *start[1:])
         now = start
@@ -207,7 +207,7 @@ def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
     @plain
     def heard(h: Any, loss: Any) -> Any:
         if loss is not None:
-            return -float(loss) if h["maximize"] else float(loss)
+            return -np.float64(loss) if h["maximize"] else np.float64(loss)
         if losses and needs_loss(h):
             raise ValueError("this variant compares losses; expected loss=")
         return math.nan if losses else None

@@ -24,6 +24,7 @@ import numpy as np
 
 from proptim import OPTIMIZERS, _backend, functional
 from proptim._arrays import SUPPORTED, Array, as_array, check_writable, real_view
+from proptim._numpy import Claim
 from proptim._parameters import Group, Parameter, check_gradients, is_schedule
 from proptim.optimizer import Optimizer
 
@@ -145,6 +146,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if backend is not None:
             _backend.plan_type(backend)
         self._threads, self._backend = threads, backend
+        self._claim = Claim()
         self._given = {key: keywords.pop(key) for key in [*keywords] if key in self._extras}
         super().__init__(params, *args, **keywords)
         self._step_supports_amp_scaling = False  # as torch's fused steps do; without, GradScaler unscales the gradients
@@ -178,7 +180,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
     def _unpacked(self, own: dict[str, Any]) -> dict[str, Any]:
         packed = {name: own[name].numpy() for name in self._rule.states if name in own}
         if not packed:
-            return own
+            return dict(own)  # which the next step may pack
         rest = {name: value for name, value in own.items() if name not in packed}
         return rest | {name: torch.from_numpy(array) for name, array in self._rule.show_state(packed).items()}
 
@@ -187,6 +189,7 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._claim = Claim()
         for group in self.param_groups:
             for key, value in self._given.items():
                 group.setdefault(key, value)
@@ -205,15 +208,16 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        known = [*self._settled, *[None] * len(self.param_groups)]
-        self._settled = [self._settle(group, old) for group, old in zip(self.param_groups, known, strict=False)]
-        params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params]
-        layout = [(len(g["params"]), s.wanted) for g, s in zip(self.param_groups, self._settled, strict=True)]
-        bound = self._bound
-        if bound is None or not bound.stands(params, grads, layout, self.state):
-            bound = self._bind(params, grads, layout)
-        self._run(bound, [g for m, g in zip(bound.every, grads, strict=True) if m is not None], loss)
+        with self._claim:
+            known = [*self._settled, *[None] * len(self.param_groups)]
+            self._settled = [self._settle(group, old) for group, old in zip(self.param_groups, known, strict=False)]
+            params = [p for group in self.param_groups for p in group["params"]]
+            grads = [p.grad for p in params]
+            layout = [(len(g["params"]), s.wanted) for g, s in zip(self.param_groups, self._settled, strict=True)]
+            bound = self._bound
+            if bound is None or not bound.stands(params, grads, layout, self.state):
+                bound = self._bind(params, grads, layout)
+            self._run(bound, [g for m, g in zip(bound.every, grads, strict=True) if m is not None], loss)
         return loss
 
     def _settle(self, group: dict[str, Any], known: Settled | None = None) -> Settled:
@@ -307,26 +311,30 @@ class Door(torch.optim.Optimizer):  # type: ignore[misc]
                 clocks.append(())
             else:
                 settled = self._settled[key[0]]
+                if not key[1] >= 0 or key[1] % 1:
+                    raise ValueError(f"'step' of the state is {key[1]}; expected a whole number of at least 0")
                 coefs, clock = self._rule.numbers(settled.group, key[1:], loss)
                 rows.append((*coefs, *settled.stages))
                 clocks.append(clock)
         row_of = [index[key] for key in keys]
         plan = bound.plan
-        with plan.claim:
-            try:
-                self._offer(bound, grads)
-                if bound is not self._bound:
-                    self._take(bound)
-                plan.assign(row_of, clocks)
-                plan.step(rows, clocks)
-            finally:
-                if not plan.offer(bound.idle):
-                    plan.bind(bound.idle)
-            for i, numbers in enumerate(bound.clock):
-                for number, row in zip(numbers, row_of, strict=True):
-                    if rows[row] is not None:
-                        number.fill(clocks[row][i])
-        torch.autograd.graph.increment_version([p for p, g in zip(bound.given, grads, strict=True) if g is not None])
+        before = plan.steps
+        try:
+            self._offer(bound, grads)
+            if bound is not self._bound:
+                self._take(bound)
+            plan.assign(row_of, clocks)
+            plan.step(rows, clocks)
+        finally:
+            if plan.steps != before:  # also when it was interrupted, which is told as soon as the kernels are done
+                for i, numbers in enumerate(bound.clock):
+                    for number, row in zip(numbers, row_of, strict=True):
+                        if rows[row] is not None:
+                            number.fill(clocks[row][i])
+                stepped = [p for p, g in zip(bound.given, grads, strict=True) if g is not None]
+                torch.autograd.graph.increment_version(stepped)
+            if not plan.offer(bound.idle):
+                plan.bind(bound.idle)
 
     def _take(self, bound: Bound) -> None:
         """Make a new plan the plan, and the state in it the state."""
@@ -393,7 +401,7 @@ def scalar(value: Any, as_torch: bool) -> Any:
     if isinstance(value, torch.Tensor) and value.ndim == 0 and value.device.type == "cpu" and value.is_floating_point():
         return value.detach()
     single = as_torch and torch.get_default_dtype() != torch.float64
-    return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64)
+    return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64, device="cpu")
 
 
 def keyword_only(name: str, default: Any) -> inspect.Parameter:
