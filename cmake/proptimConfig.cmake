@@ -1,4 +1,4 @@
-# find_package(proptim): the target proptim::proptim, compiled from the sources beside this file.
+# find_package(proptim): the target proptim::proptim, compiled from the sources next to this file.
 
 get_property(_proptim_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
 if(NOT "C" IN_LIST _proptim_languages)

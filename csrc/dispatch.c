@@ -1,8 +1,7 @@
 /*
- * dispatch.c - which table of kernels: a list, best first, and the names of everything in the tables.
+ * dispatch.c - choose a table of kernels from a list, best first; and the names of everything in the tables.
  */
 #include <math.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -11,7 +10,7 @@
 static const struct choice {
     const proptim_isa *isa;
     int (*runs)(void);
-    int (*likes)(void); /* asked only when nobody names an instruction set */
+    int (*likes)(void); /* whether to choose it on this CPU if no instruction set is named */
 } choices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
     { &proptim_isa_avx512, proptim_cpu_avx512, proptim_cpu_likes_avx512 },
@@ -35,8 +34,11 @@ int proptim_isa_runs(const proptim_isa *isa)
     return 0;
 }
 
+atomic_size_t proptim_mixed_roots;
+
 const proptim_isa *proptim_isa_find(const char *name)
 {
+    atomic_store_explicit(&proptim_mixed_roots, proptim_cpu_mixed_roots(), memory_order_relaxed);
     for (int i = 0; i < CHOICES; i++)
         if (choices[i].runs() && (name ? !strcmp(name, choices[i].isa->name) : choices[i].likes()))
             return choices[i].isa;
@@ -63,9 +65,9 @@ proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, pr
 #define TEXT(...) #__VA_ARGS__
 
 static const struct {
-    const char *name, *arrays, *coefs;
+    const char *name, *arrays, *marks, *coefs;
 } rules[] = {
-#define PROPTIM_RULE(name, arrays, coefs) { #name, TEXT arrays, TEXT coefs },
+#define PROPTIM_RULE(name, arrays, marks, coefs) { #name, TEXT arrays, marks, TEXT coefs },
 #include "rules.def"
 #undef PROPTIM_RULE
 };
@@ -81,6 +83,7 @@ static const struct {
 
 const char *proptim_rule_name(proptim_rule rule) { return rules[rule].name; }
 const char *proptim_rule_arrays(proptim_rule rule) { return rules[rule].arrays; }
+const char *proptim_rule_marks(proptim_rule rule) { return rules[rule].marks; }
 const char *proptim_rule_coefs(proptim_rule rule) { return rules[rule].coefs; }
 const char *proptim_stage_name(proptim_stage stage) { return stages[stage].name; }
 double proptim_stage_neutral(proptim_stage stage) { return stages[stage].neutral; }

@@ -1,8 +1,8 @@
 /*
- * fpenv.h - the floating-point environment in which results are promised: round to nearest, subnormals kept.
+ * fpenv.h - the floating-point environment in which all kernels run: round to nearest, subnormals kept.
  *
  * A library linked with -ffast-math switches its whole process to flush-to-zero; our bits must not depend on that.
- * Leaving restores what was there, status flags included.
+ * fpenv_leave() restores the caller's environment, status flags included.
  */
 #ifndef PROPTIM_FPENV_H
 #define PROPTIM_FPENV_H
@@ -34,10 +34,17 @@ static inline fpenv fpenv_enter(void)
 static inline void fpenv_leave(fpenv saved) { __asm__ volatile("msr fpcr, %0" : : "r"(saved)); }
 
 #else
+#include <fenv.h>
 
-typedef int fpenv; /* nothing known to switch: the caller's environment holds */
-static inline fpenv fpenv_enter(void) { return 0; }
-static inline void fpenv_leave(fpenv saved) { (void)saved; }
+typedef fenv_t fpenv;
+static inline fpenv fpenv_enter(void)
+{
+    fpenv saved;
+    fegetenv(&saved);
+    fesetenv(FE_DFL_ENV); /* an external function: no compiler moves the call of a kernel across it */
+    return saved;
+}
+static inline void fpenv_leave(fpenv saved) { fesetenv(&saved); }
 
 #endif
 #endif

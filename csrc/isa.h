@@ -2,24 +2,48 @@
  * isa.h - the table of kernels that each kernels_<isa>.c exports, and the only thing that it exports.
  *
  * Internal.  An inline function compiled with -mavx2 may be the copy that the linker keeps for the whole program, and
- * old CPUs then die in it; so those files hold static functions only, and no header with inline ones.
+ * an old CPU then stops at an illegal instruction.  So those files hold only static functions, and include no header
+ * with inline functions.
  */
 #ifndef PROPTIM_ISA_H
 #define PROPTIM_ISA_H
+
+#include <stdatomic.h>
 
 #include "proptim.h"
 
 /* Sum of the squares of n <= PROPTIM_BLOCK elements in the order that reduce.c describes. */
 typedef double proptim_squares(const void *x, size_t n);
 
+/* Load or store of a codec: n elements of a block, arrays[0], and of two planes, of which the second may be NULL. */
+typedef void proptim_codec(void *const *arrays, size_t n);
+
+/*
+ * A rule, with the stages around it whose bits are in `on`, on elements begin .. end of dense arrays of float32, plain
+ * or in a format that fused.inc supports.  It leaves out the last elements if they do not fill a vector, and returns
+ * the index of the first element that it left out.  If all arrays are plain, `on` has bits of PROPTIM_FUSED_STAGES
+ * only: these take no time in the loop of a rule, and the others are rare there.
+ */
+typedef size_t proptim_fused(const proptim_plane_array *arrays, const proptim_row *row, unsigned on, size_t begin,
+                             size_t end);
+enum { PROPTIM_FUSED_STAGES = 1 << PROPTIM_decay | 1 << PROPTIM_scale | 1 << PROPTIM_l2 };
+
 struct proptim_isa {
     const char *name;
     proptim_kernel *rules[PROPTIM_RULES][PROPTIM_DTYPES];
     proptim_kernel *stages[PROPTIM_STAGES][PROPTIM_DTYPES];
+    proptim_codec *loads[PROPTIM_FORMATS][PROPTIM_DTYPES], *stores[PROPTIM_FORMATS][PROPTIM_DTYPES];
     proptim_squares *squares[PROPTIM_DTYPES];
+    proptim_fused *fused[PROPTIM_RULES]; /* NULL for the instruction set without vectors, scalar */
 };
 
-/* What is asked for, or the best that runs here where that is NULL. */
+/*
+ * Which vectors of float32 compute their square root by multiplications: those whose first index i has this bit set; 0
+ * for none.  proptim_isa_find() sets it for this CPU; the bits of results do not depend on it.
+ */
+extern atomic_size_t proptim_mixed_roots;
+
+/* The argument, or the best instruction set that runs here if it is NULL. */
 const proptim_isa *proptim_isa_or_best(const proptim_isa *isa);
 
 extern const struct proptim_isa proptim_isa_scalar;

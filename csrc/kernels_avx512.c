@@ -3,7 +3,7 @@
 #include <immintrin.h>
 
 #define ISA         avx512
-#define TARGET      "avx512f,avx512dq"
+#define TARGET      "avx512f,avx512bw,avx512dq,avx512vl"
 #define VECTORS_F32 "simd/avx512_f32.h"
 #define VECTORS_F64 "simd/avx512_f64.h"
 #include "kernels.inc"

@@ -1,11 +1,10 @@
 /*
- * parallel_openmp.c - the parallel path on OpenMP, for programs that want one pool for everything and for systems
- * without POSIX threads; linked into a module of its own that the core loads when more than one thread is first asked
- * for.
+ * parallel_openmp.c - run parts on OpenMP threads, for programs that want one thread pool for everything.  It is linked
+ * into a Python module of its own, which the core loads when a step first needs more than one thread.
  *
- * One parallel region per step, in which each thread has a run of neighbouring parts; serial when already inside a
- * region.  After fork() the pool of libgomp is dead in the child and a region would wait for it for ever (xgboost
- * #7044, faiss #5206), so a process other than proptim_openmp_process runs all parts itself.
+ * Each step is one parallel region, in which each thread runs consecutive parts; inside another region a step is
+ * serial.  After fork() the threads of libgomp do not exist in the child, and a region would wait for them for ever
+ * (xgboost #7044, faiss #5206), so a process other than proptim_openmp_process runs all parts itself.
  */
 #include "parallel_openmp.h"
 

@@ -4,7 +4,7 @@
 
 #include "proptim.h"
 
-/* The process whose threads may be used; 0: that of the first call.  A child of fork() has no threads to use. */
+/* The process that has the OpenMP threads; 0 until the first call sets it.  A child of fork() does not have them. */
 extern long proptim_openmp_process;
 
 proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts, int threads);

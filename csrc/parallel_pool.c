@@ -1,44 +1,34 @@
 /*
- * parallel_pool.c - the parallel path that is used by default: a few POSIX threads of our own.
+ * parallel_pool.c - the thread pool that steps use by default.
  *
- * The caller works through the parts of a job itself, from the front, and workers help from the back.  So it waits
- * only for parts that a worker has really begun, while an OpenMP region ends when every member of the team has come,
- * which beside a busy core means milliseconds.
+ * The caller works through the parts of a job itself, from the front, and workers help from the back.  So it waits only
+ * for parts that a worker has already begun.  An OpenMP region, in contrast, ends only when every thread of the team
+ * has arrived, which takes milliseconds if one of their cores is busy.
  *
- * Workers are started on first need, sleep between jobs, and end with the process.  A child of fork() has none of
- * them and starts its own.  There is one job at a time; who comes while it runs works alone.
+ * Workers are started when they are first needed, sleep between jobs, and end with the process.  A child of fork() has
+ * none of them and starts its own.  There is one job at a time: a caller that finds the pool busy runs its whole job
+ * itself.
  *
- * Without PROPTIM_POOL defined there is none, and nothing of POSIX is needed.
+ * Unless PROPTIM_POOL is defined there is no pool, and the library does not need threads.
  */
-#if defined(__unix__) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L /* pthread_sigmask */
-#endif
+#ifdef PROPTIM_POOL
+#include "os_threads.h"
 #include "parallel_pool.h"
 
-#ifdef PROPTIM_POOL
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
-#if defined(__x86_64__) || defined(__i386__)
-#define PAUSE() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define PAUSE() __asm__ volatile("isb") /* yield is a no-op on most cores */
-#else
-#define PAUSE() ((void)0)
-#endif
-
 enum {
-    SPIN = 1000,        /* pauses before sleeping: 10 to 40 us, what falling asleep and waking costs */
-    STACK = 512 * 1024, /* bytes: ten times what a part takes in plan.c */
+    SPIN = 1000,        /* pauses before sleeping: 10 to 40 us, as long as going to sleep and waking up takes */
+    STACK = 512 * 1024, /* bytes: more than nine times what a part needs: 53 KiB in plan.c, 41 in reduce.c */
     MAX_WORKERS = 1023
 };
 
 /*
- * The parts of the job that nobody has claimed, in one word: front and back (24 bits each) bound them, and workers
- * below `helpers` (16 bits) may claim.  A claim that succeeds pins the job, for the caller waits until every claimed
- * part is finished; so the fields of the job are read only after it, and need not be atomic.
+ * The parts of the job that no thread has taken, in one word: front and back (24 bits each) bound them, and workers
+ * with numbers below `helpers` (16 bits) may take one.  The caller waits until every part that was taken is finished,
+ * so the job cannot change in the meantime: a thread reads the fields of the job only after it has taken a part, and
+ * they need not be atomic.
  */
 static _Atomic uint64_t unclaimed;
 static proptim_task *job_task;
@@ -49,10 +39,12 @@ static atomic_int finished; /* parts of the job */
 static atomic_flag in_use = ATOMIC_FLAG_INIT;
 static atomic_int limit = MAX_WORKERS + 1;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* orders sleeping and waking */
-static pthread_cond_t published = PTHREAD_COND_INITIALIZER, all_finished = PTHREAD_COND_INITIALIZER;
+static os_mutex lock = OS_MUTEX_INIT; /* orders sleeping and waking */
+static os_cond published = OS_COND_INIT, all_finished = OS_COND_INIT;
 static atomic_int sleepers, waiting;
 static int workers, most_workers = MAX_WORKERS; /* under in_use */
+
+enum { MOST_PARTS = 0xFFFFFF }; /* of a job; a job with more parts runs on the caller alone */
 
 static uint64_t pack(unsigned front, unsigned back, unsigned helpers)
 {
@@ -70,27 +62,27 @@ static void run_part(int part)
     const int parts = job_parts;
     job_task(job_data, part, parts);
     if (atomic_fetch_add(&finished, 1) + 1 == parts && atomic_load(&waiting)) {
-        pthread_mutex_lock(&lock);
-        pthread_mutex_unlock(&lock);
-        pthread_cond_signal(&all_finished);
+        os_mutex_lock(&lock);
+        os_mutex_unlock(&lock);
+        os_cond_signal(&all_finished);
     }
 }
 
-static void *work(void *number)
+static os_result OS_CALL work(void *number)
 {
     const int me = (int)(intptr_t)number;
     for (;;) {
         uint64_t word = atomic_load(&unclaimed);
         for (int spins = 0; !may_help(word, me) && spins < SPIN; spins++) {
-            PAUSE();
+            OS_PAUSE();
             word = atomic_load(&unclaimed);
         }
         if (!may_help(word, me)) {
-            pthread_mutex_lock(&lock);
+            os_mutex_lock(&lock);
             atomic_fetch_add(&sleepers, 1);
-            while (word = atomic_load(&unclaimed), !may_help(word, me)) pthread_cond_wait(&published, &lock);
+            while (word = atomic_load(&unclaimed), !may_help(word, me)) os_cond_wait(&published, &lock);
             atomic_fetch_sub(&sleepers, 1);
-            pthread_mutex_unlock(&lock);
+            os_mutex_unlock(&lock);
         }
         while (may_help(word, me)) {
             const unsigned last = back_of(word) - 1;
@@ -100,13 +92,13 @@ static void *work(void *number)
             word = atomic_load(&unclaimed);
         }
     }
-    return NULL;
+    return 0;
 }
 
 static void forget_workers(void)
 {
-    static const pthread_mutex_t free_lock = PTHREAD_MUTEX_INITIALIZER;
-    static const pthread_cond_t nobody = PTHREAD_COND_INITIALIZER;
+    static const os_mutex free_lock = OS_MUTEX_INIT;
+    static const os_cond nobody = OS_COND_INIT;
     lock = free_lock;
     published = all_finished = nobody;
     atomic_store(&unclaimed, 0);
@@ -117,30 +109,16 @@ static void forget_workers(void)
     most_workers = MAX_WORKERS;
 }
 
-/* As many workers as can be had, up to `wanted`. */
+/* Start workers until there are `wanted`, or as many as the system allows; return how many there are. */
 static int start(int wanted)
 {
     static int told_fork;
     if (wanted > most_workers) wanted = most_workers;
     if (workers >= wanted) return wanted;
-    if (!told_fork) told_fork = pthread_atfork(NULL, NULL, forget_workers) == 0;
-    pthread_attr_t attributes;
-    if (!told_fork || pthread_attr_init(&attributes)) return 0;
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK);
-    /* Signals are for the program's own threads; but a fault is of the thread that made it. */
-    static const int faults[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS };
-    sigset_t all, before;
-    sigfillset(&all);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (pthread_t thread; workers < wanted; workers++)
-        if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)workers)) {
-            most_workers = workers; /* not tried again at every step */
-            break;
-        }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
+    if (!told_fork) told_fork = os_atfork_child(forget_workers);
+    if (!told_fork) return 0;
+    while (workers < wanted && os_thread_start(work, (void *)(intptr_t)workers, STACK)) workers++;
+    if (workers < wanted) most_workers = workers; /* do not try again at every step */
     return workers;
 }
 
@@ -153,9 +131,9 @@ int proptim_pool_get_limit(void) { return atomic_load(&limit); }
 
 proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int threads)
 {
-    const int most = atomic_load(&limit); /* once: another thread may lift it */
+    const int most = atomic_load(&limit); /* read once, because another thread may change it */
     if (threads > most) threads = most;
-    if (threads < 2 || atomic_flag_test_and_set(&in_use)) {
+    if (threads < 2 || parts > MOST_PARTS || atomic_flag_test_and_set(&in_use)) {
         task(data, 0, 1);
         return PROPTIM_RAN_SERIAL;
     }
@@ -166,9 +144,9 @@ proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int
     atomic_store(&finished, 0);
     atomic_store(&unclaimed, pack(0, (unsigned)parts, (unsigned)helpers));
     if (atomic_load(&sleepers)) {
-        pthread_mutex_lock(&lock); /* who counts as asleep, and has not seen the job, is in its wait now */
-        pthread_mutex_unlock(&lock);
-        pthread_cond_broadcast(&published);
+        os_mutex_lock(&lock); /* a worker that counts as a sleeper and has not seen the job is waiting by now */
+        os_mutex_unlock(&lock);
+        os_cond_broadcast(&published);
     }
 
     uint64_t word = atomic_load(&unclaimed);
@@ -178,15 +156,17 @@ proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int
         run_part((int)first);
         word = atomic_load(&unclaimed);
     }
-    for (int spins = 0; atomic_load(&finished) < parts && spins < SPIN; spins++) PAUSE();
+    for (int spins = 0; atomic_load(&finished) < parts && spins < SPIN; spins++) OS_PAUSE();
     if (atomic_load(&finished) < parts) {
-        pthread_mutex_lock(&lock);
+        os_mutex_lock(&lock);
         atomic_store(&waiting, 1);
-        while (atomic_load(&finished) < parts) pthread_cond_wait(&all_finished, &lock);
+        while (atomic_load(&finished) < parts) os_cond_wait(&all_finished, &lock);
         atomic_store(&waiting, 0);
-        pthread_mutex_unlock(&lock);
+        os_mutex_unlock(&lock);
     }
     atomic_flag_clear(&in_use);
     return helpers ? PROPTIM_RAN_PARALLEL : PROPTIM_RAN_SERIAL;
 }
+#else
+typedef int proptim_no_pool; /* ISO C does not allow an empty translation unit */
 #endif

@@ -1,4 +1,4 @@
-/* parallel_pool.h - a proptim_parallel on a few threads of our own. */
+/* parallel_pool.h - a proptim_parallel on the thread pool of this library. */
 #ifndef PROPTIM_PARALLEL_POOL_H
 #define PROPTIM_PARALLEL_POOL_H
 
@@ -10,16 +10,18 @@ extern "C" {
 
 proptim_ran proptim_parallel_pool(proptim_task *task, void *data, int parts, int threads);
 
-/* threadpoolctl looks these two up in the Python module by name; another program's copy keeps them to itself. */
-#if defined(PROPTIM_POOL_EXPORTED) && defined(__GNUC__)
-#pragma GCC visibility push(default)
+/* threadpoolctl looks up the next two functions in the Python module by name; other programs do not export them. */
+#if !defined(PROPTIM_POOL_EXPORTED)
+#define PROPTIM_POOL_EXPORT
+#elif defined(_WIN32)
+#define PROPTIM_POOL_EXPORT __declspec(dllexport)
+#else
+#define PROPTIM_POOL_EXPORT __attribute__((visibility("default")))
 #endif
-/* Let no step take more threads than this, whatever it asks for; below 1: any number.  How many that is now. */
-void proptim_pool_set_limit(int threads);
-int proptim_pool_get_limit(void);
-#if defined(PROPTIM_POOL_EXPORTED) && defined(__GNUC__)
-#pragma GCC visibility pop
-#endif
+
+/* Set and get the largest number of threads that a step may use, whatever it asks for; below 1 means no limit. */
+PROPTIM_POOL_EXPORT void proptim_pool_set_limit(int threads);
+PROPTIM_POOL_EXPORT int proptim_pool_get_limit(void);
 
 #ifdef __cplusplus
 }

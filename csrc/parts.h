@@ -6,20 +6,25 @@
 
 enum {
     /*
-     * Elements of a part: 1 to 10 us.  Who finishes first waits for no longer than a part takes, and so finds the next
-     * step before it falls asleep; taking a part costs 0.1 us.
+     * Elements of a part, which take 1 to 10 us.  The thread that finishes first waits at most as long as one part
+     * takes, and so finds the next step before it goes to sleep.  Taking a part from the pool costs 0.1 us.
      */
     PART = 8192,
-    PARTS_A_THREAD = 64, /* at most: then the wait is small beside the work, and sleeping is too */
-    /* Elements of a part for each array: every part looks for its own from the first on, which costs as much as ten. */
+    MOST_THREADS = 1024, /* for which a step is cut, more than any step can use; the pool counts parts in 24 bits */
+    PARTS_A_THREAD = 64, /* at most: waiting for the last part, and sleeping, is then short compared with the work */
+    /*
+     * Least number of elements of a part for each array: every part searches for its first array from the beginning,
+     * and to pass one array costs as much as ten elements.
+     */
     PART_FOR_ARRAY = 128
 };
 
-/* How many parts the elements of some arrays make for these threads, one for each at least. */
+/* Into how many parts to cut these elements of so many arrays: at least one for each thread. */
 static inline int parts_of(size_t elements, size_t arrays, int threads)
 {
     const size_t part = arrays * PART_FOR_ARRAY > PART ? arrays * PART_FOR_ARRAY : PART;
-    const size_t parts = elements / part, least = (size_t)threads, most = least * PARTS_A_THREAD;
+    const size_t parts = elements / part, least = threads < MOST_THREADS ? (size_t)threads : MOST_THREADS;
+    const size_t most = least * PARTS_A_THREAD;
     return (int)(parts < least ? least : parts > most ? most : parts);
 }
 

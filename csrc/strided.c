@@ -1,59 +1,102 @@
 /*
- * strided.c - axes sorted and merged so that most arrays become one dense run, and block copies for the rest.
+ * strided.c - sort and merge axes so that most arrays become one dense run, and copy blocks of the others.
  */
 #include "strided.h"
 
 #include <stdint.h>
 #include <string.h>
 
-/* Exchange, drop or merge an axis in the shape and in every array's strides. */
+size_t proptim_itemsize(proptim_dtype dtype, int format, int plane)
+{
+#define BYTES(first, second)                     { first, second }
+#define PROPTIM_CODEC(NAME, name, bytes, arrays) BYTES bytes,
+#define PROPTIM_CODEC_F32                        PROPTIM_CODEC
+#define PROPTIM_CODEC_F64                        PROPTIM_CODEC
+    static const uint8_t of_format[PROPTIM_FORMATS][2] = {
+        { 0, 0 },
+#include "codecs.def"
+    };
+#undef BYTES
+#undef PROPTIM_CODEC
+#undef PROPTIM_CODEC_F32
+#undef PROPTIM_CODEC_F64
+    const size_t bytes = of_format[format][plane];
+    return bytes ? bytes : dtype == PROPTIM_F32 ? 4 : 8;
+}
+
+enum { PLANES = 2 * PROPTIM_MAX_ARRAYS }; /* of a segment: plane k is plane k % 2 of array k / 2 */
+
+/* The strides of plane k; NULL where it is absent. */
+static ptrdiff_t *strides_of(const proptim_segment *s, int k)
+{
+    const proptim_plane_array *a = &s->arrays[k / 2];
+    return a->planes[k % 2] ? a->strides[k % 2] : NULL;
+}
+
+/* Exchange, drop or merge an axis in the shape and in every plane's strides. */
 static void move_axis(proptim_segment *s, int from, int to)
 {
     s->shape[to] = s->shape[from];
-    for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
-        if (s->arrays[j]) s->strides[j][to] = s->strides[j][from];
+    for (int k = 0; k < PLANES; k++) {
+        ptrdiff_t *const strides = strides_of(s, k);
+        if (strides) strides[to] = strides[from];
+    }
 }
 
 static void swap_axes(proptim_segment *s, int a, int b)
 {
     size_t n = s->shape[a];
     s->shape[a] = s->shape[b], s->shape[b] = n;
-    for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
-        if (s->arrays[j]) {
-            ptrdiff_t stride = s->strides[j][a];
-            s->strides[j][a] = s->strides[j][b], s->strides[j][b] = stride;
-        }
+    for (int k = 0; k < PLANES; k++) {
+        ptrdiff_t *const strides = strides_of(s, k);
+        if (!strides) continue;
+        const ptrdiff_t stride = strides[a];
+        strides[a] = strides[b], strides[b] = stride;
+    }
 }
 
-void proptim_layout(proptim_segment *s)
+/* Drop the axes of length 1, and all where there are no elements. */
+static void drop_axes(proptim_segment *s)
 {
-    const size_t itemsize = s->dtype == PROPTIM_F32 ? 4 : 8;
     int ndim = 0;
     s->size = 1;
     for (int d = 0; d < s->ndim; d++) {
         s->size *= s->shape[d];
         if (s->shape[d] != 1) move_axis(s, d, ndim++);
     }
-    if (s->size == 0) ndim = 0;
+    s->ndim = s->size ? ndim : 0;
+}
 
-    /* The order of elements does not matter to a rule: go through the parameters as they lie in memory. */
-    for (int d = 0; d < ndim; d++)
-        if (s->strides[PROPTIM_PARAMS][d] < 0)
-            for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
-                if (s->arrays[j]) {
-                    s->arrays[j] = (char *)s->arrays[j] + (ptrdiff_t)(s->shape[d] - 1) * s->strides[j][d];
-                    s->strides[j][d] = -s->strides[j][d];
-                }
-    const ptrdiff_t *const strides = s->strides[PROPTIM_PARAMS];
-    for (int d = 1; d < ndim; d++)
-        for (int e = d; e > 0 && strides[e - 1] < strides[e]; e--) swap_axes(s, e - 1, e);
+/* The order of elements does not matter to a rule: visit the parameters in the order of their addresses. */
+static void order_axes(proptim_segment *s)
+{
+    for (int d = 0; d < s->ndim; d++)
+        if (s->arrays[PROPTIM_PARAMS].strides[0][d] < 0)
+            for (int k = 0; k < PLANES; k++) {
+                ptrdiff_t *const strides = strides_of(s, k);
+                void **const plane = &s->arrays[k / 2].planes[k % 2];
+                if (!strides) continue;
+                *plane = (char *)*plane + (ptrdiff_t)(s->shape[d] - 1) * strides[d];
+                strides[d] = -strides[d];
+            }
+    const ptrdiff_t *const first = s->arrays[PROPTIM_PARAMS].strides[0];
+    for (int d = 1; d < s->ndim; d++)
+        for (int e = d; e > 0 && first[e - 1] < first[e]; e--) swap_axes(s, e - 1, e);
+}
 
-    /* Merge an axis into the next inner one where every array steps over the whole of that. */
-    int inner = ndim - 1;
+/*
+ * Merge an axis into the next inner one if its stride in every plane is the whole extent of the inner axis; then find
+ * the arrays that are dense.
+ */
+static void merge_axes(proptim_segment *s)
+{
+    int ndim = s->ndim, inner = ndim - 1;
     for (int d = ndim - 2; d >= 0; d--) {
         int merge = 1;
-        for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
-            merge = merge && (!s->arrays[j] || s->strides[j][d] == (ptrdiff_t)s->shape[inner] * s->strides[j][inner]);
+        for (int k = 0; k < PLANES; k++) {
+            const ptrdiff_t *const strides = strides_of(s, k);
+            merge = merge && (!strides || strides[d] == (ptrdiff_t)s->shape[inner] * strides[inner]);
+        }
         if (merge) {
             s->shape[inner] *= s->shape[d];
         } else if (--inner != d) {
@@ -66,23 +109,44 @@ void proptim_layout(proptim_segment *s)
     }
 
     s->ndim = ndim;
-    s->dense = 0;
-    int all = 1;
-    for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++) {
-        int dense = 1;
-        if (s->arrays[j]) {
-            size_t stride = itemsize;
-            dense = (uintptr_t)s->arrays[j] % itemsize == 0; /* a field of a packed record is gathered */
-            for (int d = ndim - 1; d >= 0; stride *= s->shape[d], d--)
-                dense = dense && s->strides[j][d] == (ptrdiff_t)stride;
-        }
-        s->dense |= (unsigned)dense << j;
-        all = all && dense;
+    s->dense = PROPTIM_DENSE;
+    for (int k = 0; k < PLANES; k++) {
+        const proptim_plane_array *a = &s->arrays[k / 2];
+        const ptrdiff_t *const strides = strides_of(s, k);
+        if (!strides) continue;
+        const size_t itemsize = proptim_itemsize(s->dtype, a->format, k % 2);
+        size_t stride = itemsize;
+        int dense = (uintptr_t)a->planes[k % 2] % itemsize == 0; /* a field of a packed record is gathered */
+        for (int d = ndim - 1; d >= 0; stride *= s->shape[d], d--) dense = dense && strides[d] == (ptrdiff_t)stride;
+        if (!dense) s->dense &= ~(1u << k / 2);
     }
-    if (all) s->ndim = 0;
+    if (s->dense == PROPTIM_DENSE) {
+        int plain = 1;
+        for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++) plain = plain && s->arrays[j].format == PROPTIM_PLAIN;
+        s->ndim = 0;
+        if (plain) s->dense = PROPTIM_DENSE_PLAIN;
+    }
 }
 
-/* Both directions of a copy: `to_dense` or from it.  One inner run at a time, indices counted like an odometer. */
+void proptim_layout(proptim_segment *s)
+{
+    drop_axes(s);
+    order_axes(s);
+    merge_axes(s);
+}
+
+void proptim_rows_layout(proptim_table *table)
+{
+    proptim_segment *s = &table->first;
+    table->length = *s->shape++;
+    s->ndim--;
+    for (int k = 0; k < PLANES; k++)
+        if (strides_of(s, k)) table->strides[k / 2][k % 2] = *s->arrays[k / 2].strides[k % 2]++;
+    drop_axes(s);
+    merge_axes(s); /* elements stay in C order, in which reduce.c takes them */
+}
+
+/* Copy to dense memory or from it, one innermost run at a time; the other indices count like an odometer. */
 static inline void copy(char *array, int ndim, const size_t *shape, const ptrdiff_t *strides, size_t itemsize,
                         size_t start, size_t count, char *dense, int to_dense)
 {
@@ -102,7 +166,10 @@ static inline void copy(char *array, int ndim, const size_t *shape, const ptrdif
         size_t run = shape[last] - index[last];
         if (run > count) run = count;
         char *at = array;
-        if (itemsize == 4)
+        if (itemsize == 2)
+            for (size_t i = 0; i < run; i++, at += step, dense += 2)
+                memcpy(to_dense ? dense : at, to_dense ? at : dense, 2);
+        else if (itemsize == 4)
             for (size_t i = 0; i < run; i++, at += step, dense += 4)
                 memcpy(to_dense ? dense : at, to_dense ? at : dense, 4);
         else

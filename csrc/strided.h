@@ -5,6 +5,15 @@
 #include "proptim.h"
 
 /*
+ * proptim_layout() sets `dense` to this if every array is a dense run and plain, so that steps of many small segments
+ * need not check the formats.  It is not ~0u, because programs may set that themselves for any format.
+ */
+enum { PROPTIM_DENSE_PLAIN = 2 * PROPTIM_DENSE + 1 };
+
+/* Bytes of an element of a plane. */
+size_t proptim_itemsize(proptim_dtype dtype, int format, int plane);
+
+/*
  * Copy elements start .. start + count, counted in C order, of an array with this shape and these byte strides, to
  * dense memory (gather) or from it (scatter).
  */

@@ -6,20 +6,17 @@
  *   u <- rho u + (1 - rho) d^2
  *   p <- p - lr d
  *
- * Zeiler 2012.  Two roots, not the root of the quotient, whose range overflows earlier.
+ * Zeiler 2012.  The quotient of two roots, not the root of the quotient, which overflows earlier.
  */
-static inline void RULE_FN(adadelta)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(adadelta)(ARGS(adadelta), size_t i)
 {
-    enum { PARAM, GRAD, SQUARE_AVG, ACC_DELTA };
-    enum { LR, RHO, ONE_MINUS_RHO, EPS };
+    VEC grad = GET(grad);
+    VEC acc_delta = GET(acc_delta);
+    VEC square_avg = ADD(MUL(k->rho, GET(square_avg)), MUL(k->one_minus_rho, MUL(grad, grad)));
+    VEC delta = MUL(DIV(SQRT(ADD(acc_delta, k->eps)), SQRT(ADD(square_avg, k->eps))), grad);
+    acc_delta = ADD(MUL(k->rho, acc_delta), MUL(k->one_minus_rho, MUL(delta, delta)));
 
-    VEC grad = LOAD(a[GRAD] + i);
-    VEC acc_delta = LOAD(a[ACC_DELTA] + i);
-    VEC square_avg = ADD(MUL(k[RHO], LOAD(a[SQUARE_AVG] + i)), MUL(k[ONE_MINUS_RHO], MUL(grad, grad)));
-    VEC delta = MUL(DIV(SQRT(ADD(acc_delta, k[EPS])), SQRT(ADD(square_avg, k[EPS]))), grad);
-    acc_delta = ADD(MUL(k[RHO], acc_delta), MUL(k[ONE_MINUS_RHO], MUL(delta, delta)));
-
-    STORE(a[SQUARE_AVG] + i, square_avg);
-    STORE(a[ACC_DELTA] + i, acc_delta);
-    STORE(a[PARAM] + i, SUB(LOAD(a[PARAM] + i), MUL(k[LR], delta)));
+    PUT(square_avg, square_avg);
+    PUT(acc_delta, acc_delta);
+    PUT(param, SUB(GET(param), MUL(k->lr, delta)));
 }

@@ -6,15 +6,12 @@
  *
  * Duchi, Hazan & Singer 2011.
  */
-static inline void RULE_FN(adagrad)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(adagrad)(ARGS(adagrad), size_t i)
 {
-    enum { PARAM, GRAD, SUM };
-    enum { LR, EPS_INSIDE, EPS };
+    VEC grad = GET(grad);
+    VEC sum = ADD(GET(sum), MUL(grad, grad));
+    VEC step = DIV(grad, ADD(SQRT(ADD(sum, k->eps_inside)), k->eps));
 
-    VEC grad = LOAD(a[GRAD] + i);
-    VEC sum = ADD(LOAD(a[SUM] + i), MUL(grad, grad));
-    VEC step = DIV(grad, ADD(SQRT(ADD(sum, k[EPS_INSIDE])), k[EPS]));
-
-    STORE(a[SUM] + i, sum);
-    STORE(a[PARAM] + i, SUB(LOAD(a[PARAM] + i), MUL(k[LR], step)));
+    PUT(sum, sum);
+    PUT(param, SUB(GET(param), MUL(k->lr, step)));
 }

@@ -6,17 +6,14 @@
  *
  * Chen et al. 2023.
  */
-static inline void RULE_FN(lion)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(lion)(ARGS(lion), size_t i)
 {
-    enum { PARAM, GRAD, EXP_AVG };
-    enum { LR, BETA1, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2 };
+    VEC grad = GET(grad);
+    VEC exp_avg = GET(exp_avg);
+    VEC update = ADD(MUL(k->beta1, exp_avg), MUL(k->one_minus_beta1, grad));
+    VEC still = ABS(update); /* subtracting +0 keeps even the sign of a zero parameter; a NaN is passed on */
+    VEC step = SELECT(GT(still, ZERO()), FLIPSIGN(k->lr, update), still);
 
-    VEC grad = LOAD(a[GRAD] + i);
-    VEC exp_avg = LOAD(a[EXP_AVG] + i);
-    VEC update = ADD(MUL(k[BETA1], exp_avg), MUL(k[ONE_MINUS_BETA1], grad));
-    VEC still = ABS(update); /* +0 leaves even the sign of a zero parameter alone; NaN goes on */
-    VEC step = SELECT(GT(still, ZERO()), FLIPSIGN(k[LR], update), still);
-
-    STORE(a[EXP_AVG] + i, ADD(MUL(k[BETA2], exp_avg), MUL(k[ONE_MINUS_BETA2], grad)));
-    STORE(a[PARAM] + i, SUB(LOAD(a[PARAM] + i), step));
+    PUT(exp_avg, ADD(MUL(k->beta2, exp_avg), MUL(k->one_minus_beta2, grad)));
+    PUT(param, SUB(GET(param), step));
 }

@@ -3,41 +3,40 @@
  *
  *   v <- alpha v + (1 - alpha) g^2
  *   a <- alpha a + (1 - alpha) g                             if grad_avg is not NULL (centered)
- *   u <- g / (sqrt(max(c v - (c a)^2, 0) + eps_inside) + eps)    c = correction, 1 or 1 / (1 - alpha^t)
+ *   u <- g / (sqrt(max(c v - (d a)^2, 0) + eps_inside) + eps)
  *   p <- p - lr u                                            if momentum_buffer is NULL; else, with s = lr_inside u,
  *   b <- momentum b + s
  *   p <- p - lr_outside (s + momentum b)  with nesterov,  p - lr_outside b  without
  *
+ * c = correction and d = mean_correction are 1, or 1 / (1 - alpha^t), where t is the number of steps in that average.
+ *
  * Tieleman & Hinton 2012, lecture 6e; Graves 2013 for the centered form.
  */
-static inline void RULE_FN(rmsprop)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(rmsprop)(ARGS(rmsprop), size_t i)
 {
-    enum { PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER };
-    enum { LR, ALPHA, ONE_MINUS_ALPHA, CORRECTION, EPS_INSIDE, EPS, MOMENTUM, NESTEROV, LR_INSIDE, LR_OUTSIDE };
+    VEC grad = GET(grad);
+    VEC square_avg = ADD(MUL(k->alpha, GET(square_avg)), MUL(k->one_minus_alpha, MUL(grad, grad)));
+    PUT(square_avg, square_avg);
 
-    VEC grad = LOAD(a[GRAD] + i);
-    VEC square_avg = ADD(MUL(k[ALPHA], LOAD(a[SQUARE_AVG] + i)), MUL(k[ONE_MINUS_ALPHA], MUL(grad, grad)));
-    STORE(a[SQUARE_AVG] + i, square_avg);
-
-    VEC variance = MUL(square_avg, k[CORRECTION]);
-    if (a[GRAD_AVG]) {
-        VEC grad_avg = ADD(MUL(k[ALPHA], LOAD(a[GRAD_AVG] + i)), MUL(k[ONE_MINUS_ALPHA], grad));
-        STORE(a[GRAD_AVG] + i, grad_avg);
-        VEC mean = MUL(grad_avg, k[CORRECTION]);
+    VEC variance = MUL(square_avg, k->correction);
+    if (a->grad_avg) {
+        VEC grad_avg = ADD(MUL(k->alpha, GET(grad_avg)), MUL(k->one_minus_alpha, grad));
+        PUT(grad_avg, grad_avg);
+        VEC mean = MUL(grad_avg, k->mean_correction);
         variance = SUB(variance, MUL(mean, mean));
-        /* Cancellation makes it negative.  Zero is written as in Python, which has no constant of the dtype. */
+        /* Cancellation can make it negative.  SUB(mean, mean) is 0, written as in Python, which has no typed 0. */
         variance = SELECT(LT(variance, ZERO()), SUB(mean, mean), variance);
     }
 
-    VEC step = DIV(grad, ADD(SQRT(ADD(variance, k[EPS_INSIDE])), k[EPS]));
-    if (a[MOMENTUM_BUFFER]) {
-        step = MUL(k[LR_INSIDE], step);
-        VEC buffer = ADD(MUL(k[MOMENTUM], LOAD(a[MOMENTUM_BUFFER] + i)), step);
-        STORE(a[MOMENTUM_BUFFER] + i, buffer);
-        step = SELECT(GT(k[NESTEROV], ZERO()), ADD(step, MUL(k[MOMENTUM], buffer)), buffer);
-        step = MUL(k[LR_OUTSIDE], step);
+    VEC step = DIV(grad, ADD(SQRT(ADD(variance, k->eps_inside)), k->eps));
+    if (a->momentum_buffer) {
+        step = MUL(k->lr_inside, step);
+        VEC buffer = ADD(MUL(k->momentum, GET(momentum_buffer)), step);
+        PUT(momentum_buffer, buffer);
+        step = SELECT(GT(k->nesterov, ZERO()), ADD(step, MUL(k->momentum, buffer)), buffer);
+        step = MUL(k->lr_outside, step);
     } else {
-        step = MUL(k[LR], step);
+        step = MUL(k->lr, step);
     }
-    STORE(a[PARAM] + i, SUB(LOAD(a[PARAM] + i), step));
+    PUT(param, SUB(GET(param), step));
 }

@@ -9,17 +9,14 @@
  *
  * Polyak 1964; Sutskever et al. 2013 for this form of Nesterov's method.
  */
-static inline void RULE_FN(sgd)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(sgd)(ARGS(sgd), size_t i)
 {
-    enum { PARAM, GRAD, MOMENTUM_BUFFER };
-    enum { LR, MOMENTUM, UNDAMPED, NESTEROV };
-
-    VEC grad = LOAD(a[GRAD] + i);
+    VEC grad = GET(grad);
     VEC step = grad;
-    if (a[MOMENTUM_BUFFER]) {
-        VEC buffer = ADD(MUL(k[MOMENTUM], LOAD(a[MOMENTUM_BUFFER] + i)), MUL(k[UNDAMPED], grad));
-        STORE(a[MOMENTUM_BUFFER] + i, buffer);
-        step = SELECT(GT(k[NESTEROV], ZERO()), ADD(grad, MUL(k[MOMENTUM], buffer)), buffer);
+    if (a->momentum_buffer) {
+        VEC buffer = ADD(MUL(k->momentum, GET(momentum_buffer)), MUL(k->undamped, grad));
+        PUT(momentum_buffer, buffer);
+        step = SELECT(GT(k->nesterov, ZERO()), ADD(grad, MUL(k->momentum, buffer)), buffer);
     }
-    STORE(a[PARAM] + i, SUB(LOAD(a[PARAM] + i), MUL(k[LR], step)));
+    PUT(param, SUB(GET(param), MUL(k->lr, step)));
 }

@@ -1,4 +1,47 @@
 /* simd/avx2_f32.h - the vector vocabulary for 8 floats. */
+
+/* bfloat16, and float32 in two halves: codecs/bf16.h and codecs/split.h, on 8 numbers. */
+static inline __m256 load_bf16(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+
+/* Store the lower halves of words, all of which are less than 2^16. */
+static inline void store_halves(void *p, __m256i word)
+{
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1)));
+}
+
+static inline __m256i choose(__m256 mask, __m256i x, __m256i y)
+{
+    return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(y), _mm256_castsi256_ps(x), mask));
+}
+
+static inline void store_bf16(void *p, __m256 x)
+{
+    const __m256i word = _mm256_castps_si256(x), high = _mm256_srli_epi32(word, 16);
+    const __m256i carry = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    const __m256i even = _mm256_srli_epi32(_mm256_add_epi32(word, carry), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    store_halves(p, choose(_mm256_cmp_ps(x, x, _CMP_UNORD_Q), quiet, even));
+}
+
+static inline __m256 load_split(const void *p, const void *q)
+{
+    const __m256 high = load_bf16(p);
+    const __m256i low = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)q));
+    const __m256 sum = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(high), low));
+    return _mm256_blendv_ps(sum, high, _mm256_cmp_ps(sum, sum, _CMP_UNORD_Q));
+}
+
+static inline void store_split(void *p, void *q, __m256 x)
+{
+    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const __m256i word = choose(nan, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(x));
+    store_halves(p, _mm256_srli_epi32(_mm256_add_epi32(word, _mm256_set1_epi32(0x8000)), 16));
+    store_halves(q, _mm256_and_si256(word, _mm256_set1_epi32(0xffff)));
+}
+
 #define VEC             __m256
 #define WIDTH           8
 #define LOAD(p)         _mm256_loadu_ps(p)
@@ -17,4 +60,13 @@
 #define MASK            __m256
 #define GT(x, y)        _mm256_cmp_ps(x, y, _CMP_GT_OQ)
 #define LT(x, y)        _mm256_cmp_ps(x, y, _CMP_LT_OQ)
+#define DIFFER(x, y)    _mm256_xor_ps(x, y)
+#define AND(m, n)       _mm256_and_ps(m, n)
+#define ANDNOT(m, n)    _mm256_andnot_ps(n, m)
 #define SELECT(m, x, y) _mm256_blendv_ps(y, x, m)
+#define FIRST(x)        _mm256_cvtss_f32(x)
+
+#define LOAD_BF16(p)         load_bf16(p)
+#define STORE_BF16(p, x)     store_bf16(p, x)
+#define LOAD_SPLIT(p, q)     load_split(p, q)
+#define STORE_SPLIT(p, q, x) store_split(p, q, x)

@@ -17,4 +17,8 @@
 #define MASK            __m256d
 #define GT(x, y)        _mm256_cmp_pd(x, y, _CMP_GT_OQ)
 #define LT(x, y)        _mm256_cmp_pd(x, y, _CMP_LT_OQ)
+#define DIFFER(x, y)    _mm256_xor_pd(x, y)
+#define AND(m, n)       _mm256_and_pd(m, n)
+#define ANDNOT(m, n)    _mm256_andnot_pd(n, m)
 #define SELECT(m, x, y) _mm256_blendv_pd(y, x, m)
+#define FIRST(x)        _mm256_cvtsd_f64(x)

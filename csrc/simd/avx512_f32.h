@@ -1,4 +1,70 @@
-/* simd/avx512_f32.h - the vector vocabulary for 16 floats. */
+/*
+ * simd/avx512_f32.h - the vector vocabulary for 16 floats.
+ *
+ * One root and one division occupy the divider for longer than the rest of a step takes.  With MIXED_ROOTS every second
+ * vector computes its root by multiplications, while the divider works on the other.  i is that of the text, as in GET.
+ */
+#define MIXED_ROOTS (i & atomic_load_explicit(&proptim_mixed_roots, memory_order_relaxed))
+
+/*
+ * The correctly rounded root, as vsqrtps has it: one step of Newton's iteration from an estimate, and a correction by
+ * the exact remainder x - g * g (Markstein 1990).  tests/c/roots.c compares it with the instruction on all 2^32 inputs,
+ * also from estimates three times worse than the 2^-14 that the architecture allows.
+ */
+static inline __m512 root_f32(__m512 x, size_t mixed)
+{
+    if (mixed) {
+        const __m512 half = _mm512_set1_ps(0.5f), smallest = _mm512_set1_ps(0x1p-40f);
+        const __mmask16 nonzero = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        __m512 y = _mm512_maskz_rsqrt14_ps(nonzero, x); /* 0 where x is +0 or -0, whose root is x */
+        __m512 h = _mm512_mul_ps(y, half);              /* 1 / (2 sqrt(x)) */
+        __m512 g = _mm512_mul_ps(x, y);                 /* sqrt(x) */
+        __m512 r = _mm512_fnmadd_ps(g, h, half);
+        g = _mm512_fmadd_ps(g, r, g);
+        h = _mm512_fmadd_ps(h, r, h);
+        g = _mm512_fmadd_ps(_mm512_fnmadd_ps(g, g, x), h, g);
+        /*
+         * The instruction handles numbers that are negative, infinite or NaN, all of which give NaN here, and those
+         * below 2^-80: for these the remainder may be subnormal, which is slow on some CPUs, and may not be exact.
+         */
+        if (!_mm512_mask_cmp_ps_mask(nonzero, g, smallest, _CMP_NGE_UQ)) return g;
+    }
+    return _mm512_sqrt_ps(x);
+}
+
+/* bfloat16, and float32 in two halves: codecs/bf16.h and codecs/split.h, on 16 numbers. */
+static inline __m512 load_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+
+static inline void store_bf16(void *p, __m512 x)
+{
+    const __m512i word = _mm512_castps_si512(x), high = _mm512_srli_epi32(word, 16);
+    const __m512i carry = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(word, carry), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i half = _mm512_mask_or_epi32(even, nan, high, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(half));
+}
+
+static inline __m512 load_split(const void *p, const void *q)
+{
+    const __m512 high = load_bf16(p);
+    const __m512i low = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)q));
+    const __m512 sum = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(high), low));
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q), sum, high);
+}
+
+static inline void store_split(void *p, void *q, __m512 x)
+{
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i word = _mm512_mask_mov_epi32(_mm512_castps_si512(x), nan, _mm512_set1_epi32(0x7fc00000));
+    const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(0x8000)), 16);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(high));
+    _mm256_storeu_si256((__m256i *)q, _mm512_cvtepi32_epi16(word));
+}
+
 #define VEC             __m512
 #define WIDTH           16
 #define LOAD(p)         _mm512_loadu_ps(p)
@@ -9,7 +75,7 @@
 #define SUB(x, y)       _mm512_sub_ps(x, y)
 #define MUL(x, y)       _mm512_mul_ps(x, y)
 #define DIV(x, y)       _mm512_div_ps(x, y)
-#define SQRT(x)         _mm512_sqrt_ps(x)
+#define SQRT(x)         root_f32(x, MIXED_ROOTS)
 #define MIN(x, y)       _mm512_min_ps(x, y)
 #define MAX(x, y)       _mm512_max_ps(x, y)
 #define ABS(x)          _mm512_andnot_ps(SET1(-(REAL)0), x)
@@ -17,4 +83,13 @@
 #define MASK            __mmask16
 #define GT(x, y)        _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ)
 #define LT(x, y)        _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ)
+#define DIFFER(x, y)    _mm512_movepi32_mask(_mm512_castps_si512(_mm512_xor_ps(x, y)))
+#define AND(m, n)       _mm512_kand(m, n)
+#define ANDNOT(m, n)    _mm512_kandn(n, m)
 #define SELECT(m, x, y) _mm512_mask_blend_ps(m, y, x)
+#define FIRST(x)        _mm_cvtss_f32(_mm512_castps512_ps128(x))
+
+#define LOAD_BF16(p)         load_bf16(p)
+#define STORE_BF16(p, x)     store_bf16(p, x)
+#define LOAD_SPLIT(p, q)     load_split(p, q)
+#define STORE_SPLIT(p, q, x) store_split(p, q, x)

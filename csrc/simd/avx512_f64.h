@@ -17,4 +17,8 @@
 #define MASK            __mmask8
 #define GT(x, y)        _mm512_cmp_pd_mask(x, y, _CMP_GT_OQ)
 #define LT(x, y)        _mm512_cmp_pd_mask(x, y, _CMP_LT_OQ)
+#define DIFFER(x, y)    _mm512_movepi64_mask(_mm512_castpd_si512(_mm512_xor_pd(x, y)))
+#define AND(m, n)       _kand_mask8(m, n)
+#define ANDNOT(m, n)    _kandn_mask8(n, m)
 #define SELECT(m, x, y) _mm512_mask_blend_pd(m, y, x)
+#define FIRST(x)        _mm_cvtsd_f64(_mm512_castpd512_pd128(x))

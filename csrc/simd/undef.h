@@ -1,4 +1,4 @@
-/* simd/undef.h - forget a vocabulary, so that another can be included. */
+/* simd/undef.h - undefine a vocabulary, so that another can be included. */
 #undef VEC
 #undef WIDTH
 #undef LOAD
@@ -10,6 +10,7 @@
 #undef MUL
 #undef DIV
 #undef SQRT
+#undef MIXED_ROOTS
 #undef MIN
 #undef MAX
 #undef ABS
@@ -18,4 +19,12 @@
 #undef MASK
 #undef GT
 #undef LT
+#undef DIFFER
+#undef AND
+#undef ANDNOT
 #undef SELECT
+#undef FIRST
+#undef LOAD_BF16
+#undef STORE_BF16
+#undef LOAD_SPLIT
+#undef STORE_SPLIT

@@ -1,7 +1,6 @@
-/* stages/clip.h - seen <- grad clipped to [-bound, bound]; NaN compares false and so stays NaN. */
-static inline void STAGE_FN(clip)(REAL *const *a, const VEC *k, size_t i)
+/* stages/clip.h - seen <- grad clipped to [-bound, bound]; comparisons with NaN are false, so a NaN stays NaN. */
+static inline void FN(clip)(ARGS(clip), size_t i)
 {
-    enum { SEEN, GRAD };
-    VEC grad = LOAD(a[GRAD] + i), low = FLIPSIGN(k[0], SET1((REAL)-1));
-    STORE(a[SEEN] + i, SELECT(GT(grad, k[0]), k[0], SELECT(LT(grad, low), low, grad)));
+    VEC grad = GET(grad), low = FLIPSIGN(k->coef, SET1((REAL)-1));
+    PUT(seen, SELECT(GT(grad, k->coef), k->coef, SELECT(LT(grad, low), low, grad)));
 }

@@ -1,8 +1,7 @@
-/* stages/flush.h - state <- 0 where it is subnormal: averages of vanished gradients end there and slow the FPU down. */
-static inline void STAGE_FN(flush)(REAL *const *a, const VEC *k, size_t i)
+/* stages/flush.h - state <- 0 where it is subnormal: averages of vanished gradients decay to that and slow the FPU. */
+static inline void FN(flush)(ARGS(flush), size_t i)
 {
-    enum { STATE };
-    VEC state = LOAD(a[STATE] + i);
+    VEC state = GET(state);
     (void)k;
-    STORE(a[STATE] + i, SELECT(LT(ABS(state), SET1(REAL_MIN)), ZERO(), state));
+    PUT(state, SELECT(LT(ABS(state), SET1(REAL_MIN)), ZERO(), state));
 }

@@ -1,6 +1,2 @@
 /* stages/l2.h - seen <- grad + weight_decay * param: the gradient of an L2 penalty. */
-static inline void STAGE_FN(l2)(REAL *const *a, const VEC *k, size_t i)
-{
-    enum { SEEN, GRAD, PARAM };
-    STORE(a[SEEN] + i, ADD(LOAD(a[GRAD] + i), MUL(k[0], LOAD(a[PARAM] + i))));
-}
+static inline void FN(l2)(ARGS(l2), size_t i) { PUT(seen, ADD(GET(grad), MUL(k->coef, GET(param)))); }

@@ -1,6 +1,2 @@
-/* stages/scale.h - seen <- grad * factor: unscaling, the factor of the norm clip and the sign of maximize in one. */
-static inline void STAGE_FN(scale)(REAL *const *a, const VEC *k, size_t i)
-{
-    enum { SEEN, GRAD };
-    STORE(a[SEEN] + i, MUL(LOAD(a[GRAD] + i), k[0]));
-}
+/* stages/scale.h - seen <- grad * factor: the product of grad_scale, the factor of clip_norm and maximize's -1. */
+static inline void FN(scale)(ARGS(scale), size_t i) { PUT(seen, MUL(GET(grad), k->coef)); }

@@ -1,7 +1,6 @@
 /* stages/zero.h - grad <- 0, in the caller's memory. */
-static inline void STAGE_FN(zero)(REAL *const *a, const VEC *k, size_t i)
+static inline void FN(zero)(ARGS(zero), size_t i)
 {
-    enum { GRAD };
     (void)k;
-    STORE(a[GRAD] + i, ZERO());
+    PUT(grad, ZERO());
 }

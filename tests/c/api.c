@@ -1,5 +1,5 @@
 /*
- * api.c - what proptim.h offers to a program of its own: one rule on one array in any floating-point environment, rows,
+ * api.c - functions of proptim.h that only programs use: one rule on one array in any floating-point environment, rows,
  * and NULL for the best instruction set.
  */
 #include <fenv.h>
@@ -48,8 +48,8 @@ static void check_rule(const proptim_isa *isa, int rule, int dtype)
     CHECK(n_coefs < PROPTIM_MAX_COEFS && row.coefs[n_coefs] == 0, "coefficients behind those of %s", texts[rule].name);
 
     memcpy(got, initial, sizeof initial);
-    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = ~0u };
-    memcpy(segment.arrays, arrays, sizeof arrays);
+    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = PROPTIM_DENSE };
+    for (int j = 0; j < n_arrays; j++) segment.arrays[j].planes[0] = arrays[j];
     proptim_step(isa, (proptim_rule)rule, &segment, 1, &row, 1, NULL);
     compare("proptim_step", isa, rule, dtype);
 }
@@ -68,7 +68,7 @@ int main(void)
           "the kernel of NULL");
     const double three_four[] = { 3, 4 };
     const ptrdiff_t shape = 2, stride = sizeof *three_four;
-    const proptim_view view = { three_four, PROPTIM_F64, 1, &shape, &stride };
+    const proptim_view view = { { three_four }, PROPTIM_F64, 1, &shape, { &stride }, PROPTIM_PLAIN };
     double partials[1];
     int finite;
     CHECK(proptim_reduce(NULL, &view, 1, partials, &finite, 1, NULL) == 25 && finite, "the sum of NULL");

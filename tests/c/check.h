@@ -1,8 +1,8 @@
 /*
- * check.h - what the C tests share: CHECK, who takes part, pseudo-random arguments for any kernel, comparison of bits.
+ * check.h - what the C tests share: CHECK, the instruction sets under test, pseudo-random arguments for any kernel,
+ * comparison of bits.
  *
- * Rules and stages are gone through by the lists in rules.def and stages.def; a new row is tested without a new line
- * here.
+ * Rules and stages come from the lists in rules.def and stages.def, so a new row is tested without a change here.
  */
 #ifndef PROPTIM_CHECK_H
 #define PROPTIM_CHECK_H
@@ -16,7 +16,7 @@
 
 #include "isa.h"
 
-/* CHECK(condition, format, ...): go on, or say where and with which numbers, and end with 1. */
+/* CHECK(condition, format, ...): if it is false, print where and with which numbers, and exit with 1. */
 #define CHECK(condition, ...)                                               \
     do {                                                                    \
         if (!(condition)) {                                                 \
@@ -27,7 +27,7 @@
         }                                                                   \
     } while (0)
 
-/* Who takes part --------------------------------------------------------------------------------------------------- */
+/* The instruction sets under test ---------------------------------------------------------------------------------- */
 
 #ifdef EMULATED
 extern const struct proptim_isa proptim_isa_avx2_simde, proptim_isa_avx512_simde, proptim_isa_neon_simde;
@@ -41,7 +41,10 @@ enum { EMULATED_ISAS = 0 };
 
 enum { MOST_ISAS = 8 };
 
-/* Every table of kernels that runs here, natively or by SIMDe; the others are named on stderr. */
+/* Square roots by the instruction in every vector, or by multiplications in every second one: see isa.h. */
+static inline void mix_roots(int mix) { atomic_store(&proptim_mixed_roots, mix ? 16 : 0); }
+
+/* Every table of kernels that runs here, natively or emulated by SIMDe; the others are listed on stderr. */
 static inline int take_part(const proptim_isa **isas)
 {
     int count = 0;
@@ -65,12 +68,12 @@ static inline int take_part(const proptim_isa **isas)
 enum { KERNELS = PROPTIM_RULES + PROPTIM_STAGES }; /* rules, then stages */
 
 static const struct text {
-    const char *name, *arrays, *coefs; /* as the lists have them: "(a, b)" */
+    const char *name, *arrays, *marks, *coefs; /* as the lists have them: "(a, b)" */
 } texts[KERNELS] = {
-#define PROPTIM_RULE(name, arrays, coefs) { #name, #arrays, #coefs },
+#define PROPTIM_RULE(name, arrays, marks, coefs) { #name, #arrays, marks, #coefs },
 #include "rules.def"
 #undef PROPTIM_RULE
-#define PROPTIM_STAGE(name, arrays, neutral) { #name, #arrays, "(coef)" },
+#define PROPTIM_STAGE(name, arrays, neutral) { #name, #arrays, "", "(coef)" },
 #include "stages.def"
 #undef PROPTIM_STAGE
 };
@@ -84,7 +87,7 @@ static inline proptim_kernel *kernel_of(const proptim_isa *isa, int kernel, int 
     return kernel < PROPTIM_RULES ? isa->rules[kernel][dtype] : isa->stages[kernel - PROPTIM_RULES][dtype];
 }
 
-/* Word number i of "(a, b)"; 0 behind the last. */
+/* Word number i of "(a, b)"; 0 after the last. */
 static inline int word_at(const char *list, int i, char word[32])
 {
     for (; i >= 0; i--) {
@@ -107,26 +110,57 @@ static inline int count_words(const char *list)
     return count;
 }
 
-/* State arrays that may be NULL, as the head comments of the rules say. */
-static inline int is_optional(const char *array)
-{
-    static const char *const names[] = { "momentum_buffer", "grad_avg", "max_exp_avg_sq" };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(array, names[i])) return 1;
-    return 0;
-}
-
-/* Call after call, go through the ways to leave optional arrays out: bit j of the result is for array j. */
+/* Each call returns another choice of optional arrays to leave out: bit j of the result is for array j. */
 static inline unsigned present(const struct text *text, unsigned way)
 {
-    char word[32];
-    unsigned mask = 0;
-    for (int j = 0; word_at(text->arrays, j, word); j++) {
-        const int optional = is_optional(word);
-        mask |= (unsigned)!(optional && (way & 1)) << j;
-        if (optional) way >>= 1;
+    unsigned absent = 0;
+    for (int j = 0; text->marks[j]; j++)
+        if (text->marks[j] == 'o') {
+            absent |= (way & 1) << j;
+            way >>= 1;
+        }
+    return ~absent;
+}
+
+/* Formats ---------------------------------------------------------------------------------------------------------- */
+
+static const char *const formats[PROPTIM_FORMATS] = {
+    "plain",
+#define PROPTIM_CODEC(NAME, name, bytes, arrays) #name,
+#define PROPTIM_CODEC_F32                        PROPTIM_CODEC
+#define PROPTIM_CODEC_F64                        PROPTIM_CODEC
+#include "codecs.def"
+#undef PROPTIM_CODEC
+#undef PROPTIM_CODEC_F32
+#undef PROPTIM_CODEC_F64
+};
+
+/* Bytes of an element of each plane, 0 if a format has no second one: written down from proptim.h, not codecs.def. */
+static inline size_t plane_bytes(int dtype, int format, int plane)
+{
+    switch (format) {
+    case PROPTIM_PLAIN:
+        return plane ? 0 : itemsize_of(dtype);
+    case PROPTIM_STEPS:
+        return itemsize_of(dtype);
+    case PROPTIM_BF16:
+    case PROPTIM_F16:
+        return plane ? 0 : 2;
+    case PROPTIM_SPLIT:
+        return 2;
+    case PROPTIM_BF16_MASTER:
+    case PROPTIM_F16_MASTER:
+        return plane ? 4 : 2;
+    case PROPTIM_FLOAT32:
+        return plane ? 0 : 4;
+    default:
+        return plane ? 0 : 8;
     }
-    return mask;
+}
+
+static inline int exists(int dtype, int format)
+{
+    return format == PROPTIM_PLAIN || proptim_isa_scalar.loads[format][dtype];
 }
 
 /* Pseudo-random arguments ------------------------------------------------------------------------------------------ */
@@ -140,7 +174,7 @@ static inline double uniform(uint64_t *random)
 
 static inline size_t below(uint64_t *random, size_t n) { return (size_t)(uniform(random) * (double)n); }
 
-/* Coefficients mean something only to their rule, but a kernel is defined for any: 0, 1, or between. */
+/* Coefficients have a meaning only for their rule, but kernels are defined for any numbers: 0, 1, or between. */
 static inline void draw_coefs(const struct text *text, uint64_t *random, double *coefs)
 {
     static const struct {
@@ -166,7 +200,7 @@ static inline void put(int dtype, void *array, size_t i, double value)
 
 enum { TAME, WILD };
 
-/* Gradients and parameters on both sides of 0, state above; WILD is everything, everywhere. */
+/* Gradients and parameters have both signs, state is positive; with WILD all arrays have any bits. */
 static inline void fill(int dtype, void *array, size_t n, int role, int temper, uint64_t *random)
 {
     static const double special[] = { 0.0,     -0.0,     1e-40,    -1e-44,  FLT_MIN,  1e-310,    -DBL_MIN,
@@ -200,6 +234,18 @@ static inline uint64_t bits_at(int dtype, const void *array, size_t i)
     uint64_t bits;
     memcpy(&bits, (const char *)array + 8 * i, 8);
     return (bits & 0x7fffffffffffffffu) > 0x7ff0000000000000u ? 0x7ff8000000000000u : bits;
+}
+
+/* The same of an element of a plane. */
+static inline uint64_t plane_bits_at(int dtype, int format, int plane, const void *array, size_t i)
+{
+    const size_t bytes = plane_bytes(dtype, format, plane);
+    if (bytes != 2) return bits_at(bytes == 4 ? PROPTIM_F32 : PROPTIM_F64, array, i);
+    uint16_t bits;
+    memcpy(&bits, (const char *)array + 2 * i, 2);
+    if (plane == 1) return bits; /* the low half of a word */
+    const uint16_t infinity = format == PROPTIM_F16 || format == PROPTIM_F16_MASTER ? 0x7c00 : 0x7f80;
+    return (bits & 0x7fff) > infinity ? 0x7fff : bits;
 }
 
 /* Index of the first element whose bits differ, n if none does. */

@@ -1,5 +1,6 @@
 /*
- * digest.c - one number for the bits of every kernel: the same for every instruction set, compiler and architecture.
+ * digest.c - a checksum of the results of every kernel, codec and rule on 16-bit formats, which is the same for every
+ * instruction set, compiler and architecture.
  *
  *   digest               print a line per kernel and dtype: the new digests.txt, after an intended change of bits
  *   digest digests.txt   compare with the lines of a file
@@ -59,7 +60,7 @@ static uint64_t digest_squares(const proptim_isa *isa, int dtype)
     uint64_t random = 1, hash = FNV_START;
     for (int i = 0; i < 3; i++) {
         const ptrdiff_t stride = (ptrdiff_t)itemsize_of(dtype);
-        const proptim_view view = { memory, (proptim_dtype)dtype, 1, &sizes[i], &stride };
+        const proptim_view view = { { memory }, (proptim_dtype)dtype, 1, &sizes[i], { &stride }, PROPTIM_PLAIN };
         double partials[3];
         int finite;
         fill(dtype, memory, (size_t)sizes[i], PROPTIM_PARAMS, TAME, &random);
@@ -69,6 +70,98 @@ static uint64_t digest_squares(const proptim_isa *isa, int dtype)
     return hash;
 }
 
+/* Load elements of any bits, and store any numbers. */
+static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
+{
+    uint64_t random = seed_of(formats[format]), hash = FNV_START;
+    double block[N], planes[2][N];
+    void *const operands[3] = { block, planes[0], planes[1] };
+    for (int run = 0; run < RUNS; run++) {
+        for (int p = 0; p < 2; p++)
+            for (size_t i = 0; i < N; i++) {
+                const size_t bytes = plane_bytes(dtype, format, p);
+                uint64_t bits = 0;
+                for (int b = 0; b < 4; b++) bits = bits << 16 | (uint64_t)below(&random, 0x10000);
+                const uint16_t half = (uint16_t)bits;
+                const uint32_t word = (uint32_t)bits;
+                const void *from = bytes == 2 ? (const void *)&half : bytes == 4 ? (const void *)&word : &bits;
+                memcpy((char *)planes[p] + i * bytes, from, bytes);
+            }
+        isa->loads[format][dtype](operands, N);
+        for (size_t i = 0; i < N; i++) hash = fnv(hash, bits_at(dtype, block, i), (int)itemsize_of(dtype));
+        fill(dtype, block, N, PROPTIM_PARAMS, WILD, &random);
+        isa->stores[format][dtype](operands, N);
+        for (int p = 0; p < 2; p++)
+            for (size_t i = 0; i < N && plane_bytes(dtype, format, p); i++)
+                hash = fnv(hash, plane_bits_at(dtype, format, p, planes[p], i), (int)plane_bytes(dtype, format, p));
+    }
+    return hash;
+}
+
+/* Several steps of a rule with bfloat16 parameters, split if it computes in float32, and 16-bit gradients and state. */
+static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype)
+{
+    const struct text *text = &texts[rule];
+    uint64_t random = seed_of(text->name), hash = FNV_START;
+    uint16_t planes[PROPTIM_MAX_ARRAYS][2][N];
+    double block[N];
+    char word[32];
+    for (unsigned run = 0; run < RUNS; run++) {
+        const unsigned mask = present(text, run);
+        double coefs[PROPTIM_MAX_COEFS];
+        proptim_row row;
+        draw_coefs(text, &random, coefs);
+        proptim_row_init(&row, (proptim_rule)rule, coefs);
+        row.stages[PROPTIM_zero] = run & 1;
+        for (int step = 0; step < STEPS; step++) {
+            proptim_segment s = { .size = N, .dtype = (proptim_dtype)dtype, .dense = PROPTIM_DENSE };
+            for (int j = 0; text->marks[j]; j++) {
+                const int format = j > PROPTIM_GRADS ? (run & 2 ? PROPTIM_F16 : PROPTIM_BF16)
+                                   : j == PROPTIM_PARAMS && exists(dtype, PROPTIM_SPLIT) ? PROPTIM_SPLIT
+                                                                                         : PROPTIM_BF16;
+                void *const operands[3] = { block, planes[j][0], planes[j][1] };
+                word_at(text->arrays, j, word);
+                fill(dtype, block, N, role_of(word), run & 4 ? WILD : TAME, &random);
+                if (step == 0 || j == PROPTIM_GRADS) proptim_isa_scalar.stores[format][dtype](operands, N);
+                for (int p = 0; p < 2 && mask >> j & 1; p++)
+                    if (plane_bytes(dtype, format, p)) s.arrays[j].planes[p] = planes[j][p];
+                s.arrays[j].format = (uint8_t)format;
+            }
+            proptim_step(isa, (proptim_rule)rule, &s, 1, &row, 1, NULL);
+            for (int j = 0; text->marks[j]; j++)
+                for (int p = 0; p < 2 && s.arrays[j].planes[p]; p++)
+                    for (size_t i = 0; i < N; i++)
+                        hash = fnv(hash, plane_bits_at(dtype, s.arrays[j].format, p, planes[j][p], i), 2);
+        }
+    }
+    return hash;
+}
+
+/* Digest number i of a dtype, and its name; "" after the last, NULL if there is none for this dtype. */
+static const char *digest_at(int i, const proptim_isa *isa, int dtype, uint64_t *hash)
+{
+    static char name[32];
+    if (i < KERNELS) {
+        *hash = digest_kernel(isa, i, dtype);
+        return texts[i].name;
+    }
+    i -= KERNELS;
+    if (i-- == 0) {
+        *hash = digest_squares(isa, dtype);
+        return "squares";
+    }
+    if (i < PROPTIM_FORMATS) {
+        if (i == PROPTIM_PLAIN || !exists(dtype, i)) return NULL;
+        *hash = digest_codec(isa, i, dtype);
+        return formats[i];
+    }
+    i -= PROPTIM_FORMATS;
+    if (i >= PROPTIM_RULES) return "";
+    *hash = digest_formats(isa, i, dtype);
+    snprintf(name, sizeof name, "%s-16", texts[i].name);
+    return name;
+}
+
 int main(int argc, char **argv)
 {
     const proptim_isa *isas[MOST_ISAS];
@@ -76,26 +169,32 @@ int main(int argc, char **argv)
     FILE *known = argc > 1 ? fopen(argv[1], "r") : NULL;
     int lines = 0;
     CHECK(known || argc < 2, "cannot open %s", argv[1]);
-    for (int kernel = 0; kernel <= KERNELS; kernel++) /* and the sum of squares */
-        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++, lines++) {
-            const char *name = kernel < KERNELS ? texts[kernel].name : "squares";
-            char line[80], expected[80] = "no line";
-            uint64_t first = 0;
-            for (int i = 0; i < n_isas; i++) {
-                const uint64_t hash =
-                    kernel < KERNELS ? digest_kernel(isas[i], kernel, dtype) : digest_squares(isas[i], dtype);
-                if (i == 0) first = hash;
-                CHECK(hash == first, "%s %s: %s differs from %s", name, dtypes[dtype], isas[i]->name, isas[0]->name);
-            }
-            snprintf(line, sizeof line, "%-8s %s %016llx\n", name, dtypes[dtype], (unsigned long long)first);
-            if (!known) {
-                fputs(line, stdout);
-                continue;
-            }
-            CHECK(fgets(expected, sizeof expected, known) && !strcmp(line, expected), "got %s, expected %s", line,
-                  expected);
+    for (int d = 0;; d++) {
+        const int dtype = d % PROPTIM_DTYPES;
+        const char *name = NULL;
+        char line[80], expected[80] = "no line";
+        uint64_t first = 0;
+        for (int i = 0; i < 2 * n_isas; i++) {
+            const proptim_isa *isa = isas[i / 2];
+            uint64_t hash = 0;
+            mix_roots(i % 2);
+            name = digest_at(d / PROPTIM_DTYPES, isa, dtype, &hash);
+            if (i == 0) first = hash;
+            CHECK(hash == first, "%s %s: %s differs from %s", name, dtypes[dtype], isa->name, isas[0]->name);
         }
+        if (!name) continue;
+        if (!*name) break;
+        lines++;
+        snprintf(line, sizeof line, "%-8s %s %016llx\n", name, dtypes[dtype], (unsigned long long)first);
+        if (!known) {
+            fputs(line, stdout);
+            continue;
+        }
+        CHECK(fgets(expected, sizeof expected, known) && !strcmp(line, expected), "got %s, expected %s", line,
+              expected);
+    }
     if (known) {
+        CHECK(fgetc(known) == EOF, "more lines in %s than the %d digests", argv[1], lines);
         printf("%d digests from %d tables of kernels: as in %s\n", lines, n_isas, argv[1]);
         fclose(known);
     }

@@ -1,4 +1,4 @@
-/* dispatch.c - names and tables: everything named is there, nothing unnamed is found. */
+/* dispatch.c - names and tables: everything in the lists is found by its name, and nothing else. */
 #include "check.h"
 
 int main(void)
@@ -27,6 +27,9 @@ int main(void)
         CHECK(!strcmp(texts[r].name, proptim_rule_name(rule)), "rule %d", r);
         CHECK(!strcmp(texts[r].arrays, arrays) && !strcmp(texts[r].coefs, coefs), "%s", texts[r].name);
         CHECK(!strncmp(arrays, "(param, grad", 12), "%s", arrays);
+        CHECK(!strcmp(texts[r].marks, proptim_rule_marks(rule)) && !strncmp(texts[r].marks, "wr", 2), "%s",
+              texts[r].name);
+        CHECK(count_words(arrays) == (int)strlen(texts[r].marks), "%s", texts[r].marks);
         CHECK(count_words(arrays) <= PROPTIM_MAX_ARRAYS && count_words(coefs) <= PROPTIM_MAX_COEFS, "%s", arrays);
     }
     CHECK((int)PROPTIM_STAGES <= PROPTIM_MAX_STAGES, "%d stages", PROPTIM_STAGES);

@@ -1,13 +1,13 @@
 /*
- * fpenv.c - results do not depend on the floating-point environment of the caller, and it is left as it was found, on
- * every thread that takes a part: another rounding, and subnormals flushed as a library linked with -ffast-math has
- * it.
+ * fpenv.c - results do not depend on the floating-point environment of the caller, which is restored on every thread
+ * that runs a part: another rounding mode, and subnormals flushed to zero, as by a library that is linked with
+ * -ffast-math.
  */
 #include <fenv.h>
 
 #include "check.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
 
 static unsigned long get_mode(void) { return _mm_getcsr(); }
@@ -22,6 +22,15 @@ static unsigned long get_mode(void)
 }
 static void set_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
 static const unsigned long FLUSH = 1ul << 24; /* FZ */
+#elif defined(__ARM_FP)
+static unsigned long get_mode(void)
+{
+    unsigned long mode;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(mode));
+    return mode & 0x07c00000; /* AHP, DN, FZ, rounding; not the flags of comparisons */
+}
+static void set_mode(unsigned long mode) { __asm__ volatile("vmsr fpscr, %0" : : "r"(mode)); }
+static const unsigned long FLUSH = 1ul << 24; /* FZ */
 #else
 static unsigned long get_mode(void) { return (unsigned long)fegetround(); }
 static void set_mode(unsigned long mode) { (void)fesetround((int)mode); }
@@ -31,7 +40,7 @@ static const unsigned long FLUSH = 0;
 enum { N = 100, PARTS = 2 };
 static unsigned long normal, hostile;
 
-/* As if every part had a thread of its own, each with the hostile mode. */
+/* As if every part had a thread of its own, each with the unusual mode. */
 static proptim_ran in_turn(proptim_task *task, void *data, int parts, int threads)
 {
     (void)threads;
@@ -50,7 +59,7 @@ static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode
     const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize_of(dtype);
     const double tiny = dtype == PROPTIM_F32 ? 1e-41 : 1e-311;
     double grad[N], partials[1];
-    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = ~0u };
+    proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = PROPTIM_DENSE };
     proptim_row row = { .coefs = { 1.0 / 3 }, .active = 1 };
     int finite;
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);
@@ -58,9 +67,9 @@ static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode
         put(dtype, param, i, i % 2 ? tiny * (double)i : 1 + 0.1 * (double)i);
         put(dtype, grad, i, i % 3 ? tiny : -0.7 * (double)i);
     }
-    segment.arrays[PROPTIM_PARAMS] = param;
-    segment.arrays[PROPTIM_GRADS] = grad;
-    const proptim_view view = { grad, (proptim_dtype)dtype, 1, &shape, &stride };
+    segment.arrays[PROPTIM_PARAMS].planes[0] = param;
+    segment.arrays[PROPTIM_GRADS].planes[0] = grad;
+    const proptim_view view = { { grad }, (proptim_dtype)dtype, 1, &shape, { &stride }, PROPTIM_PLAIN };
 
     set_mode(mode);
     proptim_step(isa, PROPTIM_sgd, &segment, 1, &row, parts, parts > 1 ? in_turn : NULL);

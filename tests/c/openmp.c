@@ -1,4 +1,4 @@
-/* openmp.c - parts on OpenMP threads: the bits of one thread; serial inside a region and in a child of fork(). */
+/* openmp.c - parts on OpenMP threads give the bits of one thread; they are serial in a region and in a forked child. */
 #include "check.h"
 
 #include <omp.h>
@@ -16,11 +16,16 @@ static const proptim_isa *isa;
 
 static proptim_ran step(int parts)
 {
-    proptim_segment segment = { .arrays = { param, grad, square_avg }, .size = N, .dtype = PROPTIM_F32, .dense = ~0u };
-    proptim_row row = { .coefs = { 1e-3, 0.9, 0.1, 1, 0, 1e-8, 0, 0, 1, 1 }, .active = 1 };
+    proptim_segment segment = {
+        .arrays = { { .planes = { param } }, { .planes = { grad } }, { .planes = { square_avg } } },
+        .size = N,
+        .dtype = PROPTIM_F32,
+        .dense = PROPTIM_DENSE
+    };
+    proptim_row row = { .coefs = { 1e-3, 0.9, 0.1, 1, 0, 1e-8, 0, 0, 1, 1, 1 }, .active = 1 };
     uint64_t random = 1;
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);
-    for (int j = 0; j < 3; j++) fill(PROPTIM_F32, segment.arrays[j], N, j, TAME, &random);
+    for (int j = 0; j < 3; j++) fill(PROPTIM_F32, segment.arrays[j].planes[0], N, j, TAME, &random);
     return proptim_step(isa, PROPTIM_rmsprop, &segment, 1, &row, parts, proptim_parallel_openmp);
 }
 

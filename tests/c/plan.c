@@ -1,21 +1,23 @@
 /*
- * plan.c - layouts are recognised for what they are, and a step of any segments, in any layout and any number of
- * parts, is the pipeline decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element.
+ * plan.c - layouts are recognized correctly, and a step of any segments, in any layout and any number of parts, equals
+ * decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element.  A step of tables equals that of
+ * arrays of the rows that have a gradient, each added up, and other rows are unchanged.
  */
+#include <limits.h>
+
 #include "check.h"
 
 enum { DIMS = 4, CANARY = 0xA5 };
 
 /* Arrays in any layout --------------------------------------------------------------------------------------------- */
 
-/* The axes from the outermost in memory to the innermost, and how many elements each steps: 0 repeats, < 0 goes back.
- */
+/* The axes from the outermost in memory to the innermost, and the stride of each in elements: 0 repeats an element. */
 struct layout {
     int order[DIMS];
     int step[DIMS];
 };
 
-/* An array that ends where its allocation ends, on both sides: a wrong address is found by ASan, or in the gaps. */
+/* An array that fills its allocation: ASan finds accesses outside, and canaries those between the elements. */
 struct strided {
     unsigned char *memory, *start; /* of all, and of element 0 */
     size_t bytes, itemsize;
@@ -31,7 +33,7 @@ static size_t product(const size_t *shape, int ndim)
     return n;
 }
 
-/* `shift` bytes off the alignment that malloc gives. */
+/* The array begins `shift` bytes after an aligned address. */
 static struct strided strided(const size_t *shape, int ndim, const struct layout *layout, size_t itemsize, size_t shift)
 {
     struct strided a = { .bytes = shift + itemsize, .itemsize = itemsize, .ndim = ndim };
@@ -127,8 +129,8 @@ static void check_layouts(void)
                 for (int j = 0; j < 3; j++) {
                     const size_t itemsize = itemsize_of(dtype);
                     arrays[j] = strided(all[l].shape, all[l].dims, layouts[j], itemsize, j == 1 ? shift : 0);
-                    s.arrays[j] = arrays[j].start;
-                    s.strides[j] = arrays[j].strides;
+                    s.arrays[j].planes[0] = arrays[j].start;
+                    s.arrays[j].strides[0] = arrays[j].strides;
                 }
                 proptim_layout(&s);
                 const int ndim = shift && size > 1 && all[l].ndim == 0 ? 1 : all[l].ndim;
@@ -138,8 +140,8 @@ static void check_layouts(void)
                 CHECK((s.dense & 7) == dense, "%s: dense %x, expected %x", all[l].name, s.dense & 7, dense);
                 for (int j = 0; j < 3; j++) {
                     if (s.size && s.dense >> j & 1)
-                        CHECK(s.arrays[j] == arrays[j].memory, "%s: array %d does not begin at its lowest address",
-                              all[l].name, j);
+                        CHECK(s.arrays[j].planes[0] == arrays[j].memory,
+                              "%s: array %d does not begin at its lowest address", all[l].name, j);
                     free(arrays[j].memory);
                 }
             }
@@ -147,7 +149,7 @@ static void check_layouts(void)
 
 /* proptim_step() --------------------------------------------------------------------------------------------------- */
 
-/* What a step promises, on dense arrays, by the scalar kernels and with nothing shared. */
+/* The reference for a step: dense arrays, scalar kernels, one stage after the other. */
 static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const proptim_row *row)
 {
     proptim_kernel *const *stages[PROPTIM_STAGES];
@@ -172,7 +174,7 @@ static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const
     free(seen);
 }
 
-/* The last part first: a part that reads what another wrote shows. */
+/* Run the last part first, to detect a part that reads what another part wrote. */
 static proptim_ran backwards(proptim_task *task, void *data, int parts, int threads)
 {
     (void)threads;
@@ -215,14 +217,86 @@ static struct layout random_layout(int ndim, int may_repeat, uint64_t *random)
 
 static size_t random_shape(size_t *shape, int *ndim, uint64_t *random)
 {
-    static const size_t lengths[] = { 0, 1, 63, 64, 65, 1024, 1100, 5000 };
+    /* Around a unit, a block of doubles (512) and one of floats (1024), and over several blocks. */
+    static const size_t lengths[] = { 0, 1, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1100, 5000 };
     *ndim = (int)below(random, DIMS + 1);
     for (int d = 0; d < *ndim; d++) shape[d] = 1 + below(random, 9);
     if (*ndim == 1) shape[0] = lengths[below(random, sizeof lengths / sizeof *lengths)];
     return product(shape, *ndim);
 }
 
-/* Several segments of all kinds through proptim_step() on one side and through step_dense() on the other. */
+static int random_format(int dtype, uint64_t *random)
+{
+    const int format = uniform(random) < 0.5 ? PROPTIM_PLAIN : (int)below(random, PROPTIM_FORMATS);
+    return exists(dtype, format) ? format : PROPTIM_PLAIN;
+}
+
+/* One array of a segment, in the layout and format that the step sees, and its expected values in a dense array. */
+struct array {
+    struct strided planes[2];
+    ptrdiff_t strides[2][DIMS];
+    void *expected[2]; /* planes, dense */
+    void *values;      /* in the dtype of the rule */
+};
+
+/* Convert between values and planes by the scalar codec; the values of a plain array are its plane. */
+static void convert(proptim_codec *const table[][PROPTIM_DTYPES], int dtype, int format, struct array *a, size_t n)
+{
+    void *const operands[3] = { a->values, a->expected[0], a->expected[1] };
+    if (format != PROPTIM_PLAIN) table[format][dtype](operands, n);
+}
+
+/* An array with any values, those of formats of several planes partly changed since they were stored. */
+static struct array random_array(proptim_segment *s, int j, int role, int may_repeat, uint64_t *random)
+{
+    const int dtype = s->dtype, format = random_format(dtype, random);
+    const size_t n = product(s->shape, s->ndim);
+    struct array a = { .values = malloc(n * itemsize_of(dtype)) };
+    fill(dtype, a.values, n, role, TAME, random);
+    for (int p = 0; p < 2; p++) {
+        const size_t bytes = plane_bytes(dtype, format, p);
+        const struct layout layout = random_layout(s->ndim, may_repeat, random);
+        if (!bytes) continue;
+        a.planes[p] = strided(s->shape, s->ndim, &layout, bytes, uniform(random) < 0.1);
+        a.expected[p] = format == PROPTIM_PLAIN ? a.values : malloc(n * bytes);
+    }
+    convert(proptim_isa_scalar.stores, dtype, format, &a, n);
+    for (int p = 0; p < 2; p++) {
+        struct strided *const plane = &a.planes[p];
+        char *const dense = (char *)a.expected[p];
+        if (!dense) continue;
+        for (size_t e = 1; e < n; e++)
+            if (format != PROPTIM_PLAIN && uniform(random) < 0.1)
+                memcpy(dense + e * plane->itemsize, dense + (e - 1) * plane->itemsize, plane->itemsize);
+        for (size_t e = 0; e < n; e++) memcpy(element(plane, e), dense + e * plane->itemsize, plane->itemsize);
+        for (size_t e = 0; e < n; e++) /* what is repeated has the last of its values */
+            memcpy(dense + e * plane->itemsize, element(plane, e), plane->itemsize);
+        memcpy(a.strides[p], plane->strides, sizeof plane->strides);
+        s->arrays[j].planes[p] = plane->start;
+    }
+    convert(proptim_isa_scalar.loads, dtype, format, &a, n);
+    s->arrays[j].format = (uint8_t)format;
+    return a;
+}
+
+/* Every element is as expected and nothing between them has changed; the array is then freed. */
+static void check_array(int dtype, int format, struct array *a, size_t n, const char *where)
+{
+    for (int p = 0; p < 2; p++) {
+        const struct strided *plane = &a->planes[p];
+        const void *expected = a->expected[p];
+        if (!expected) continue;
+        for (size_t e = 0; e < n; e++)
+            CHECK(plane_bits_at(dtype, format, p, element(plane, e), 0) == plane_bits_at(dtype, format, p, expected, e),
+                  "%s %s, plane %d, element %zu of %zu", where, formats[format], p, e, n);
+        CHECK(gaps_untouched(plane), "%s, plane %d", where, p);
+        free(plane->memory);
+        if (expected != a->values) free((void *)expected);
+    }
+    free(a->values);
+}
+
+/* Several segments of all kinds, stepped by proptim_step() and by step_dense(). */
 static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
 {
     const struct text *text = &texts[rule];
@@ -230,39 +304,36 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
     uint64_t random = seed;
     proptim_row rows[ROWS];
     proptim_segment segments[SEGMENTS] = { { .ndim = 0 } };
-    struct strided arrays[SEGMENTS][PROPTIM_MAX_ARRAYS] = { { { .ndim = 0 } } };
-    void *dense[SEGMENTS][PROPTIM_MAX_ARRAYS] = { { NULL } };
+    struct array arrays[SEGMENTS][PROPTIM_MAX_ARRAYS] = { { { .values = NULL } } };
     size_t shapes[SEGMENTS][DIMS], n[SEGMENTS];
-    ptrdiff_t strides[SEGMENTS][PROPTIM_MAX_ARRAYS][DIMS];
     char word[32];
 
     for (int r = 0; r < ROWS; r++) rows[r] = random_row(text, &random);
     for (int i = 0; i < SEGMENTS; i++) {
         proptim_segment *s = &segments[i];
-        const int dtype = (int)below(&random, PROPTIM_DTYPES);
+        void *values[PROPTIM_MAX_ARRAYS] = { NULL };
         const unsigned mask = present(text, (unsigned)below(&random, 4));
-        s->dtype = (proptim_dtype)dtype;
+        s->dtype = (proptim_dtype)below(&random, PROPTIM_DTYPES);
         s->row = (unsigned)below(&random, ROWS);
         s->shape = shapes[i];
         n[i] = random_shape(shapes[i], &s->ndim, &random);
+        const double zeroed = rows[s->row].stages[PROPTIM_zero];
         for (int j = 0; j < n_arrays; j++) {
             word_at(text->arrays, j, word);
             if (!(mask >> j & 1) || (j == PROPTIM_GRADS && uniform(&random) < 0.2)) continue;
-            const int repeats = j == PROPTIM_GRADS && rows[s->row].stages[PROPTIM_zero] == 0;
-            const struct layout layout = random_layout(s->ndim, repeats, &random);
-            struct strided *a = &arrays[i][j];
-            *a = strided(shapes[i], s->ndim, &layout, itemsize_of(dtype), uniform(&random) < 0.1);
-            dense[i][j] = malloc(n[i] * a->itemsize);
-            fill(dtype, dense[i][j], n[i], role_of(word), TAME, &random);
-            for (size_t e = 0; e < n[i]; e++) memcpy(element(a, e), (char *)dense[i][j] + e * a->itemsize, a->itemsize);
-            for (size_t e = 0; e < n[i]; e++) /* what is repeated has the last of its values */
-                memcpy((char *)dense[i][j] + e * a->itemsize, element(a, e), a->itemsize);
-            s->arrays[j] = a->start;
-            s->strides[j] = strides[i][j];
-            memcpy(strides[i][j], a->strides, sizeof a->strides);
+            arrays[i][j] = random_array(s, j, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
+            for (int p = 0; p < 2; p++) s->arrays[j].strides[p] = arrays[i][j].strides[p];
+            values[j] = arrays[i][j].values;
         }
-        if (dense[i][PROPTIM_GRADS] && rows[s->row].active) step_dense(rule, dtype, dense[i], n[i], &rows[s->row]);
+        if (values[PROPTIM_GRADS] && rows[s->row].active) {
+            step_dense(rule, s->dtype, values, n[i], &rows[s->row]);
+            for (int j = 0; j < n_arrays; j++)
+                if (values[j] && (j == PROPTIM_GRADS ? zeroed != 0 : text->marks[j] != 'r'))
+                    convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &arrays[i][j], n[i]);
+        }
         proptim_layout(s);
+        /* The values that programs may set themselves, whatever the formats are. */
+        if ((s->dense & PROPTIM_DENSE) == PROPTIM_DENSE && i % 3) s->dense = i % 3 == 1 ? ~0u : PROPTIM_DENSE;
     }
 
     const proptim_ran ran = proptim_step(isa, (proptim_rule)rule, segments, SEGMENTS, rows, parts, backwards);
@@ -270,15 +341,168 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
 
     for (int i = 0; i < SEGMENTS; i++)
         for (int j = 0; j < n_arrays; j++) {
-            if (!dense[i][j]) continue;
-            const struct strided *a = &arrays[i][j];
-            for (size_t e = 0; e < n[i]; e++)
-                CHECK(bits_at(segments[i].dtype, element(a, e), 0) == bits_at(segments[i].dtype, dense[i][j], e),
-                      "%s %s %s, %d parts, seed %llu: segment %d, array %d, element %zu of %zu", isa->name, text->name,
-                      dtypes[segments[i].dtype], parts, (unsigned long long)seed, i, j, e, n[i]);
-            CHECK(gaps_untouched(a), "%s, seed %llu: segment %d, array %d", text->name, (unsigned long long)seed, i, j);
-            free(a->memory);
-            free(dense[i][j]);
+            char where[200];
+            snprintf(where, sizeof where, "%s %s %s, %d parts, seed %llu: segment %d, array %d", isa->name, text->name,
+                     dtypes[segments[i].dtype], parts, (unsigned long long)seed, i, j);
+            check_array(segments[i].dtype, segments[i].arrays[j].format, &arrays[i][j], n[i], where);
+        }
+}
+
+/* proptim_step_rows() and proptim_reduce_rows() -------------------------------------------------------------------- */
+
+/* Rows to and from `rows` of an array of such rows. */
+static void copy_rows(int to_picked, void *all, void *picked, const size_t *rows, size_t count, size_t bytes)
+{
+    for (size_t d = 0; d < count; d++) {
+        char *const row = (char *)all + rows[d] * bytes, *const other = (char *)picked + d * bytes;
+        memcpy(to_picked ? other : row, to_picked ? row : other, bytes);
+    }
+}
+
+static size_t random_table(size_t *shape, int *ndim, size_t *count, uint64_t *random)
+{
+    /* Around what is copied and what is not, and over a piece of a sum, a block and a prefetch. */
+    static const size_t widths[] = { 0, 1, 15, 16, 17, 64, 511, 513, 1025 };
+    size_t width = 1;
+    *ndim = 1 + (int)below(random, DIMS);
+    shape[0] = below(random, 7);
+    for (int d = 1; d < *ndim; d++) shape[d] = 1 + below(random, 4);
+    if (*ndim == 2) shape[1] = widths[below(random, sizeof widths / sizeof *widths)];
+    for (int d = 1; d < *ndim; d++) width *= shape[d];
+    if (width == 1) shape[0] = 2100;           /* indices of two digits */
+    *count = shape[0] ? below(random, 17) : 0; /* more than are prefetched */
+    return width;
+}
+
+/* Several tables of all kinds through proptim_step_rows() on one side and through step_dense() on the other. */
+static void rows_scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
+{
+    enum { TABLES = 4, MOST = 16, ROOM = MOST * 1025 };
+    const struct text *text = &texts[rule];
+    const int n_arrays = count_words(text->arrays);
+    uint64_t random = seed;
+    proptim_row rows[ROWS];
+    proptim_table tables[TABLES] = { { .count = 0 } };
+    struct array arrays[TABLES][PROPTIM_MAX_ARRAYS] = { { { .values = NULL } } };
+    size_t shapes[TABLES][DIMS], of_values[TABLES][DIMS], scratch[TABLES][4 * MOST + 1];
+    char word[32];
+
+    for (int r = 0; r < ROWS; r++) rows[r] = random_row(text, &random);
+    for (int i = 0; i < TABLES; i++) {
+        proptim_table *t = &tables[i];
+        proptim_segment *s = &t->first;
+        void *picked[PROPTIM_MAX_ARRAYS] = { NULL };
+        int64_t indices[MOST];
+        size_t rows_of[MOST];
+        const unsigned mask = present(text, (unsigned)below(&random, 4));
+        s->dtype = (proptim_dtype)below(&random, PROPTIM_DTYPES);
+        s->row = (unsigned)below(&random, ROWS);
+        const size_t width = random_table(shapes[i], &s->ndim, &t->count, &random), length = shapes[i][0];
+        const size_t bytes = width * itemsize_of(s->dtype);
+        const double zeroed = rows[s->row].stages[PROPTIM_zero];
+        memcpy(of_values[i], shapes[i], sizeof shapes[i]);
+        of_values[i][0] = t->count;
+        for (int j = 0; j < n_arrays; j++) {
+            word_at(text->arrays, j, word);
+            if (!(mask >> j & 1)) continue;
+            s->shape = j == PROPTIM_GRADS ? of_values[i] : shapes[i];
+            arrays[i][j] = random_array(s, j, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
+            for (int p = 0; p < 2; p++) s->arrays[j].strides[p] = arrays[i][j].strides[p];
+        }
+        s->shape = shapes[i];
+        proptim_rows_layout(t);
+        if ((s->dense & PROPTIM_DENSE) == PROPTIM_DENSE && i % 3) s->dense = i % 3 == 1 ? ~0u : PROPTIM_DENSE;
+
+        const int ascends = uniform(&random) < 0.2;
+        for (size_t k = 0; k < t->count; k++) indices[k] = (int64_t)below(&random, length);
+        for (size_t k = 1; k < t->count; k++)
+            if (ascends && indices[k] < indices[k - 1]) indices[k] = indices[k - 1];
+        if (t->count) { /* what is no row is found, and the first of them */
+            static const int64_t beyond[] = { INT64_MIN, -1, INT64_MAX };
+            const size_t at = below(&random, t->count), choice = below(&random, 4);
+            const int64_t kept = indices[at], last = indices[t->count - 1];
+            indices[t->count - 1] = -5;
+            indices[at] = choice < 3 ? beyond[choice] : (int64_t)length;
+            CHECK(proptim_rows_sort(t, indices, scratch[i]) == at && t->distinct == 0, "place %zu", at);
+            indices[t->count - 1] = last;
+            indices[at] = kept;
+        }
+        CHECK(proptim_rows_scratch(t->count) == 4 * t->count + 1, "scratch for %zu", t->count);
+        CHECK(proptim_rows_sort(t, indices, scratch[i]) == t->count, "%zu good indices", t->count);
+
+        /* The rows, ascending, with the sums of what is theirs. */
+        size_t distinct = 0;
+        for (size_t r = 0; r < length; r++) {
+            int found = 0;
+            for (size_t k = 0; k < t->count; k++) found |= indices[k] == (int64_t)r;
+            if (found) rows_of[distinct++] = r;
+        }
+        CHECK(t->distinct == distinct, "%zu different rows, expected %zu", t->distinct, distinct);
+        for (int j = 0; j < n_arrays; j++)
+            if (arrays[i][j].values) picked[j] = calloc(distinct * bytes + 1, 1);
+        for (size_t d = 0; d < distinct; d++) {
+            char *const sum = (char *)picked[PROPTIM_GRADS] + d * bytes;
+            int first = 1;
+            for (size_t k = 0; k < t->count; k++) {
+                const char *const value = (const char *)arrays[i][PROPTIM_GRADS].values + k * bytes;
+                if (indices[k] != (int64_t)rows_of[d]) continue;
+                if (first)
+                    memcpy(sum, value, bytes);
+                else
+                    for (size_t e = 0; e < width; e++)
+                        if (s->dtype == PROPTIM_F32)
+                            ((float *)sum)[e] += ((const float *)value)[e];
+                        else
+                            ((double *)sum)[e] += ((const double *)value)[e];
+                first = 0;
+            }
+        }
+        memset(indices, -1, sizeof indices); /* which are read once */
+
+        /* The sum of squares is that of these sums. */
+        const ptrdiff_t shape[] = { (ptrdiff_t)(distinct * width) }, strides[] = { (ptrdiff_t)itemsize_of(s->dtype) };
+        const proptim_view view = { { picked[PROPTIM_GRADS] }, s->dtype, 1, shape, { strides }, PROPTIM_PLAIN };
+        double partials[2][ROOM / PROPTIM_BLOCK + 1];
+        int finite[2];
+        CHECK(proptim_reduce_rows_partials(t) == proptim_reduce_partials(&view, 1), "%zu rows", distinct);
+        proptim_reduce_rows(isa, t, partials[0], &finite[0], parts, backwards);
+        proptim_reduce_blocks(isa, &view, 1, partials[1], &finite[1], 1, NULL);
+        CHECK(finite[0] == finite[1], "%d and %d", finite[0], finite[1]);
+        for (size_t b = 0; b < proptim_reduce_partials(&view, 1); b++)
+            CHECK(bits_at(PROPTIM_F64, partials[0], b) == bits_at(PROPTIM_F64, partials[1], b), "block %zu", b);
+
+        if (rows[s->row].active) {
+            for (int j = 0; j < n_arrays; j++)
+                if (picked[j] && j != PROPTIM_GRADS)
+                    copy_rows(1, arrays[i][j].values, picked[j], rows_of, distinct, bytes);
+            step_dense(rule, s->dtype, picked, distinct * width, &rows[s->row]);
+            for (int j = 0; j < n_arrays; j++) {
+                struct array *const a = &arrays[i][j];
+                if (!picked[j] || j == PROPTIM_GRADS) continue;
+                copy_rows(0, a->values, picked[j], rows_of, distinct, bytes);
+                for (size_t d = 0; d < distinct && text->marks[j] != 'r'; d++) { /* others stay to the byte */
+                    struct array row = { .values = (char *)a->values + rows_of[d] * bytes };
+                    for (int p = 0; p < 2 && a->expected[p]; p++)
+                        row.expected[p] = (char *)a->expected[p] + rows_of[d] * width * a->planes[p].itemsize;
+                    convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &row, width);
+                }
+            }
+            for (int p = 0; p < 2 && zeroed != 0 && arrays[i][PROPTIM_GRADS].expected[p]; p++)
+                memset(arrays[i][PROPTIM_GRADS].expected[p], 0,
+                       t->count * width * arrays[i][PROPTIM_GRADS].planes[p].itemsize);
+        }
+        for (int j = 0; j < n_arrays; j++) free(picked[j]);
+    }
+
+    const proptim_ran ran = proptim_step_rows(isa, (proptim_rule)rule, tables, TABLES, rows, parts, backwards);
+    CHECK(ran == (parts > 1 ? PROPTIM_RAN_PARALLEL : PROPTIM_RAN_SERIAL), "ran %d", ran);
+    for (int i = 0; i < TABLES; i++)
+        for (int j = 0; j < n_arrays; j++) {
+            const size_t n = product(arrays[i][j].planes[0].shape, arrays[i][j].planes[0].ndim);
+            char where[200];
+            snprintf(where, sizeof where, "%s %s %s, %d parts, seed %llu: table %d, array %d", isa->name, text->name,
+                     dtypes[tables[i].first.dtype], parts, (unsigned long long)seed, i, j);
+            check_array(tables[i].first.dtype, tables[i].first.arrays[j].format, &arrays[i][j], n, where);
         }
 }
 
@@ -290,7 +514,7 @@ static proptim_ran only_count(proptim_task *task, void *data, int parts, int thr
     return PROPTIM_RAN_PARALLEL;
 }
 
-/* One part for each thread at least, 64 for each at most, between them as many as there are runs of 8192 weights. */
+/* At least one part and at most 64 parts for each thread, and in between one for each 8192 weights. */
 static void check_parts(void)
 {
     static const struct {
@@ -299,11 +523,92 @@ static void check_parts(void)
     } all[] = { { 0, 3 }, { 64, 3 }, { 3 * 8192, 3 }, { 5 * 8192, 5 }, { 192 * 8192, 192 }, { (size_t)1 << 31, 192 } };
     double never_touched;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        const proptim_segment segment = { .arrays = { &never_touched, &never_touched }, .size = all[i].size };
+        const proptim_segment segment = {
+            .arrays = { { .planes = { &never_touched } }, { .planes = { &never_touched } } }, .size = all[i].size
+        };
         const proptim_row row = { .active = 1 };
         CHECK(proptim_step(NULL, PROPTIM_sgd, &segment, 1, &row, 3, only_count) == PROPTIM_RAN_PARALLEL, "counted");
         CHECK(dealt == all[i].parts, "%zu weights in %d parts, expected %d", all[i].size, dealt, all[i].parts);
     }
+    const proptim_segment segment = { .arrays = { { .planes = { &never_touched } }, { .planes = { &never_touched } } },
+                                      .size = (size_t)1 << 40 };
+    const proptim_row row = { .active = 1 };
+    CHECK(proptim_step(NULL, PROPTIM_sgd, &segment, 1, &row, INT_MAX, only_count) == PROPTIM_RAN_PARALLEL, "counted");
+    CHECK(dealt == 1024 * 64, "%d parts for as many threads as there are numbers", dealt);
+}
+
+/* Formats ---------------------------------------------------------------------------------------------------------- */
+
+static double get(int dtype, const void *at)
+{
+    float narrow;
+    double wide;
+    memcpy(dtype == PROPTIM_F32 ? (void *)&narrow : (void *)&wide, at, itemsize_of(dtype));
+    return dtype == PROPTIM_F32 ? (double)narrow : wide;
+}
+
+/*
+ * Rprop over step sizes and last signs in two planes, dense, interlaced and with a second plane that is not aligned,
+ * has the bits of Rprop over its words.
+ */
+static void check_steps(const proptim_isa *isa, int dtype, int apart, size_t shift, size_t n)
+{
+    enum { MOST = 3007, STEPS = 3 };
+    static const proptim_rprop_coefs coefs = {
+        .eta_minus = 0.5,
+        .eta_plus = 1.2,
+        .step_min = 1e-6,
+        .step_max = 50,
+        .remember = 0,
+        .remembered = 0x1p38,
+        .forget = 0x1p90,
+        .unforget = 0x1p-90,
+    };
+    const size_t itemsize = itemsize_of(dtype), gap = (size_t)apart * itemsize;
+    double param[MOST], other[MOST], grad[MOST], word[MOST];
+    unsigned char *const planes[2] = { malloc(n * gap), malloc(n * gap + shift) };
+    uint64_t random = 7;
+    proptim_row row;
+    CHECK(planes[0] && planes[1], "out of memory");
+    proptim_row_init(&row, PROPTIM_rprop, &coefs.eta_minus);
+    for (size_t i = 0; i < n; i++) {
+        const double size = 1 + uniform(&random), sign = (double)(i % 3) - 1;
+        double value = 0;
+        put(dtype, param, i, size);
+        put(dtype, other, i, size);
+        put(dtype, word, i, sign != 0 ? sign * size : size * 0x1p90);
+        put(dtype, &value, 0, size);
+        memcpy(planes[0] + i * gap, &value, itemsize);
+        put(dtype, &value, 0, sign);
+        memcpy(planes[1] + shift + i * gap, &value, itemsize);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        size_t shapes[2][1] = { { n }, { n } };
+        ptrdiff_t dense[2][1] = { { (ptrdiff_t)itemsize }, { (ptrdiff_t)itemsize } };
+        ptrdiff_t strides[2][1] = { { (ptrdiff_t)gap }, { (ptrdiff_t)gap } };
+        proptim_segment plain = { .dtype = (proptim_dtype)dtype, .ndim = 1, .shape = shapes[0] }, steps = plain;
+        fill(dtype, grad, n, PROPTIM_GRADS, TAME, &random);
+        steps.shape = shapes[1];
+        plain.arrays[0] = (proptim_plane_array){ { param }, { dense[0] }, PROPTIM_PLAIN };
+        steps.arrays[0] = (proptim_plane_array){ { other }, { dense[0] }, PROPTIM_PLAIN };
+        plain.arrays[1] = steps.arrays[1] = (proptim_plane_array){ { grad }, { dense[1] }, PROPTIM_PLAIN };
+        plain.arrays[2] = (proptim_plane_array){ { word }, { dense[1] }, PROPTIM_PLAIN };
+        steps.arrays[2] =
+            (proptim_plane_array){ { planes[0], planes[1] + shift }, { strides[0], strides[1] }, PROPTIM_STEPS };
+        proptim_layout(&plain);
+        proptim_layout(&steps);
+        CHECK(proptim_step(isa, PROPTIM_rprop, &plain, 1, &row, 1, NULL) == PROPTIM_RAN_SERIAL, "words");
+        CHECK(proptim_step(isa, PROPTIM_rprop, &steps, 1, &row, 3, backwards) == PROPTIM_RAN_PARALLEL, "planes");
+    }
+    CHECK(difference(dtype, param, other, n) == n, "%s %s: parameters", isa->name, dtypes[dtype]);
+    for (size_t i = 0; i < n; i++) {
+        double bits = 0;
+        const double d = get(dtype, planes[0] + i * gap), last = get(dtype, planes[1] + shift + i * gap);
+        put(dtype, &bits, 0, last != 0 ? last * d : d * 0x1p90);
+        CHECK(bits_at(dtype, &bits, 0) == bits_at(dtype, word, i), "%s %s: word %zu", isa->name, dtypes[dtype], i);
+    }
+    free(planes[0]);
+    free(planes[1]);
 }
 
 int main(void)
@@ -316,11 +621,24 @@ int main(void)
     check_layouts();
     check_parts();
     for (int i = 0; i < n_isas; i++)
+        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
+            /* Several blocks and a long tail, which ends with no last sign, with one down and with one up. */
+            for (size_t n = 3007; n > 3001; n -= 2) {
+                check_steps(isas[i], dtype, 1, 0, n);
+                check_steps(isas[i], dtype, 2, 0, n);
+                check_steps(isas[i], dtype, 1, 1, n);
+            }
+        }
+    for (int i = 0; i < n_isas; i++)
         for (int rule = 0; rule < PROPTIM_RULES; rule++)
             for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)
-                for (int e = 0; e < EACH; e++) scenario(isas[i], rule, parts[p], ++seed);
-    printf("%llu steps of %d segments\n", (unsigned long long)seed, SEGMENTS);
+                for (int e = 0; e < EACH; e++) {
+                    scenario(isas[i], rule, parts[p], ++seed);
+                    rows_scenario(isas[i], rule, parts[p], seed);
+                }
+    printf("%llu steps of %d segments, and of tables\n", (unsigned long long)seed, SEGMENTS);
     CHECK(proptim_step(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, backwards) == PROPTIM_RAN_PARALLEL, "nothing to do");
     CHECK(proptim_step(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, NULL) == PROPTIM_RAN_SERIAL, "nobody to do it");
+    CHECK(proptim_step_rows(isas[0], PROPTIM_sgd, NULL, 0, NULL, 3, NULL) == PROPTIM_RAN_SERIAL, "nobody to do it");
     return 0;
 }

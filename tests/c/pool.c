@@ -1,6 +1,6 @@
 /*
- * pool.c - the pool of threads: the bits of one thread, many short jobs, several callers, sums; and in a child of
- * fork() threads of its own.  With ThreadSanitizer (preset tsan) also: no data race.
+ * pool.c - the thread pool: it gives the bits of one thread, with many short jobs, several callers and sums, and a
+ * child of fork() has threads of its own.  With ThreadSanitizer (preset tsan) also: there is no data race.
  */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
@@ -10,9 +10,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <time.h>
+#ifndef _WIN32
+#include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include "parallel_pool.h"
 
@@ -34,9 +36,12 @@ static void start(struct arrays *a)
 static proptim_ran step(struct arrays *a, int threads)
 {
     proptim_segment segment = {
-        .arrays = { a->param, a->grad, a->square_avg }, .size = N, .dtype = PROPTIM_F32, .dense = ~0u
+        .arrays = { { .planes = { a->param } }, { .planes = { a->grad } }, { .planes = { a->square_avg } } },
+        .size = N,
+        .dtype = PROPTIM_F32,
+        .dense = PROPTIM_DENSE
     };
-    proptim_row row = { .coefs = { 1e-3, 0.9, 0.1, 1, 0, 1e-8, 0, 0, 1, 1 }, .active = 1 };
+    proptim_row row = { .coefs = { 1e-3, 0.9, 0.1, 1, 0, 1e-8, 0, 0, 1, 1, 1 }, .active = 1 };
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);
     return proptim_step(isa, PROPTIM_rmsprop, &segment, 1, &row, threads, proptim_parallel_pool);
 }
@@ -44,7 +49,7 @@ static proptim_ran step(struct arrays *a, int threads)
 static double squares(struct arrays *a, int threads)
 {
     const ptrdiff_t shape[] = { N }, strides[] = { sizeof(float) };
-    const proptim_view view = { a->param, PROPTIM_F32, 1, shape, strides };
+    const proptim_view view = { { a->param }, PROPTIM_F32, 1, shape, { strides }, PROPTIM_PLAIN };
     double partials[N / PROPTIM_BLOCK + 1];
     int finite = 0;
     const double sum = proptim_reduce(isa, &view, 1, partials, &finite, threads, proptim_parallel_pool);
@@ -61,7 +66,7 @@ static void *caller(void *threads)
     return a;
 }
 
-/* A task whose parts take so long in a worker that the caller falls asleep over them. */
+/* A task whose parts take so long in a worker that the caller goes to sleep while it waits. */
 static pthread_t here;
 static atomic_int slow_parts, all_parts;
 
@@ -80,11 +85,38 @@ static int same(const struct arrays *a, const struct arrays *b)
            difference(PROPTIM_F32, a->square_avg, b->square_avg, N) == N;
 }
 
+static void count_parts(void *data, int part, int parts)
+{
+    (void)part;
+    *(int *)data = parts;
+}
+
+static void check_child(struct arrays *a, const struct arrays *expected)
+{
+#ifdef _WIN32
+    (void)a, (void)expected;
+    puts("NOT RUN: a child of fork(), for Windows has none");
+#else
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60); /* a step that hangs kills the child */
+        start(a);
+        _exit(step(a, 2) != PROPTIM_RAN_PARALLEL || !same(a, expected));
+    }
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "status %d of the child", status);
+    start(a);
+    CHECK(step(a, 2) == PROPTIM_RAN_PARALLEL && same(a, expected), "after the child");
+#endif
+}
+
 /* no-fork: qemu-user cannot start threads in a child of fork(). */
 int main(int argc, char **argv)
 {
     const int no_fork = argc > 1 && !strcmp(argv[1], "no-fork");
     static struct arrays expected, a;
+    int parts = 0;
+    CHECK(proptim_parallel_pool(count_parts, &parts, 1 << 24, 2) == PROPTIM_RAN_SERIAL && parts == 1, "%d", parts);
     isa = proptim_isa_find(NULL);
     start(&expected);
     CHECK(step(&expected, 1) == PROPTIM_RAN_SERIAL, "one thread");
@@ -128,15 +160,6 @@ int main(int argc, char **argv)
         puts("NOT RUN: a child of fork(), for qemu-user cannot start threads in it");
         return 0;
     }
-    const pid_t child = fork();
-    if (child == 0) {
-        alarm(60); /* a step that hangs kills the child */
-        start(&a);
-        _exit(step(&a, 2) != PROPTIM_RAN_PARALLEL || !same(&a, &expected));
-    }
-    int status = -1;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "status %d of the child", status);
-    start(&a);
-    CHECK(step(&a, 2) == PROPTIM_RAN_PARALLEL && same(&a, &expected), "after the child");
+    check_child(&a, &expected);
     return 0;
 }

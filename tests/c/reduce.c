@@ -1,9 +1,11 @@
-/* reduce.c - the sum of squares in its promised order, from any memory layout; what counts as not finite. */
+/* reduce.c - the sum of squares in its fixed order, for any memory layout; and the check for finite elements. */
+#include <limits.h>
+
 #include "check.h"
 
 enum { LANES = 16 };
 
-/* Neighbours first, then pairs of pairs; who has no neighbour waits. */
+/* Add neighbours, then pairs of pairs, and so on; one without a neighbour is carried to the next level. */
 static double tree(double *x, size_t n)
 {
     for (; n > 1; n = (n + 1) / 2)
@@ -57,7 +59,7 @@ static void sizes(const proptim_isa *isa)
         fill(dtype, data, all[i], PROPTIM_PARAMS, TAME, &random);
         shapes[i] = (ptrdiff_t)all[i];
         strides[i] = (ptrdiff_t)itemsize_of(dtype);
-        views[i] = (proptim_view){ data, (proptim_dtype)dtype, 1, &shapes[i], &strides[i] };
+        views[i] = (proptim_view){ { data }, (proptim_dtype)dtype, 1, &shapes[i], { &strides[i] }, PROPTIM_PLAIN };
 
         double own[8];
         const size_t n_own = blocks_of(dtype, data, all[i], own);
@@ -72,7 +74,18 @@ static void sizes(const proptim_isa *isa)
     const double got = reduce(isa, views, COUNT, &finite), expected = tree(sums, blocks);
     CHECK(got == expected && finite, "%s, all together: %a, expected %a", isa->name, got, expected);
     CHECK(reduce(isa, views, 0, &finite) == 0 && finite, "no arrays");
-    for (size_t i = 0; i < COUNT; i++) free((void *)views[i].data);
+
+    /* As two processes do it: each sums some of the blocks, and then the sums are combined. */
+    double shared[64];
+    for (size_t i = 0, at = 0; i < 2; i++) {
+        const size_t half = i == 0 ? COUNT / 2 : COUNT - COUNT / 2;
+        proptim_reduce_blocks(isa, views + i * (COUNT / 2), half, shared + at, &finite, 1, NULL);
+        CHECK(finite, "half %zu", i);
+        at += proptim_reduce_partials(views, COUNT / 2);
+    }
+    const double together = proptim_reduce_tree(shared, blocks);
+    CHECK(together == expected, "%s, by halves: %a, expected %a", isa->name, together, expected);
+    for (size_t i = 0; i < COUNT; i++) free((void *)views[i].planes[0]);
 }
 
 /* Elements count in C order, wherever they lie. */
@@ -101,7 +114,7 @@ static void layouts(const proptim_isa *isa, int dtype)
         for (ptrdiff_t r = 0; r < ROWS; r++)
             for (ptrdiff_t c = 0; c < COLUMNS; c++)
                 memcpy(dense + (r * COLUMNS + c) * s, start + r * strides[0] + c * strides[2], (size_t)s);
-        const proptim_view view = { start, (proptim_dtype)dtype, 3, shape, strides };
+        const proptim_view view = { { start }, (proptim_dtype)dtype, 3, shape, { strides }, PROPTIM_PLAIN };
         double own[8];
         int finite;
         const double got = reduce(isa, &view, 1, &finite), expected = tree(own, blocks_of(dtype, dense, N, own));
@@ -109,8 +122,8 @@ static void layouts(const proptim_isa *isa, int dtype)
     }
     for (int shift = 0; shift < 2; shift++) { /* also off the alignment of the dtype, as in a packed record */
         const ptrdiff_t shape = N;
-        const proptim_view scalar = { memory + shift, (proptim_dtype)dtype, 0, NULL, NULL };
-        const proptim_view run = { memory + shift, (proptim_dtype)dtype, 1, &shape, &s };
+        const proptim_view scalar = { { memory + shift }, (proptim_dtype)dtype, 0, NULL, { NULL }, PROPTIM_PLAIN };
+        const proptim_view run = { { memory + shift }, (proptim_dtype)dtype, 1, &shape, { &s }, PROPTIM_PLAIN };
         double own[8];
         int finite;
         memcpy(dense, memory, (size_t)(N * s));
@@ -123,14 +136,14 @@ static void layouts(const proptim_isa *isa, int dtype)
     free(dense);
 }
 
-/* One value that is not finite is found anywhere; a sum that overflows is no such value. */
+/* One value that is not finite is found anywhere; a sum that overflows does not count as one. */
 static void finiteness(const proptim_isa *isa, int dtype)
 {
     enum { N = PROPTIM_BLOCK + 21 };
     static const double bad[] = { NAN, INFINITY, -INFINITY };
     double data[N];
     const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize_of(dtype);
-    const proptim_view view = { data, (proptim_dtype)dtype, 1, &shape, &stride };
+    const proptim_view view = { { data }, (proptim_dtype)dtype, 1, &shape, { &stride }, PROPTIM_PLAIN };
     int finite;
     for (size_t i = 0; i < N; i++) put(dtype, data, i, 0.5);
     for (size_t i = 0; i < N; i += i < 40 || i > N - 40 ? 1 : 511) {
@@ -164,12 +177,55 @@ static void many_parts(const proptim_isa *isa)
     const double three = 3;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         const ptrdiff_t shape = all[i].blocks * PROPTIM_BLOCK, stride = 0;
-        const proptim_view view = { &three, PROPTIM_F64, 1, &shape, &stride };
+        const proptim_view view = { { &three }, PROPTIM_F64, 1, &shape, { &stride }, PROPTIM_PLAIN };
         double partials[MOST];
         int finite;
         const double sum = proptim_reduce(isa, &view, 1, partials, &finite, 2, in_turn);
         CHECK(sum == 9.0 * (double)shape && finite, "%s: %a of %d blocks", isa->name, sum, all[i].blocks);
         CHECK(dealt == all[i].parts, "%d blocks in %d parts, expected %d", all[i].blocks, dealt, all[i].parts);
+    }
+    const ptrdiff_t shape = PROPTIM_BLOCK, stride = 0;
+    const proptim_view view = { { &three }, PROPTIM_F64, 1, &shape, { &stride }, PROPTIM_PLAIN };
+    double partial;
+    int finite;
+    const double sum = proptim_reduce(isa, &view, 1, &partial, &finite, INT_MAX, in_turn);
+    CHECK(sum == 9.0 * PROPTIM_BLOCK && dealt == 1024, "%a in %d parts, for more threads than can be used", sum, dealt);
+}
+
+/* The sum of an array in any format is that of its loaded values, for dense arrays and with gaps between elements. */
+static void formats_too(const proptim_isa *isa, int dtype, int format)
+{
+    enum { N = 2 * PROPTIM_BLOCK + 77 };
+    static double values[N];
+    static unsigned char planes[2][2][2 * 8 * N]; /* dense, apart */
+    const ptrdiff_t shape = N;
+    uint64_t random = 4;
+    double own[4];
+    int finite;
+    void *const operands[3] = { values, planes[0][0], planes[0][1] };
+    for (int all_finite = 1; all_finite >= 0; all_finite--) {
+        ptrdiff_t strides[2][2];
+        fill(dtype, values, N, PROPTIM_PARAMS, TAME, &random);
+        if (!all_finite) put(dtype, values, N - 1, INFINITY);
+        proptim_isa_scalar.stores[format][dtype](operands, N);
+        proptim_isa_scalar.loads[format][dtype](operands, N);
+        for (int p = 0; p < 2; p++) {
+            const size_t bytes = plane_bytes(dtype, format, p);
+            strides[0][p] = (ptrdiff_t)bytes;
+            strides[1][p] = 2 * (ptrdiff_t)bytes;
+            for (size_t i = 0; i < N; i++) memcpy(planes[1][p] + 2 * i * bytes, planes[0][p] + i * bytes, bytes);
+        }
+        for (int apart = 0; apart < 2; apart++) {
+            proptim_view view = { { planes[apart][0] },   (proptim_dtype)dtype, 1, &shape,
+                                  { &strides[apart][0] }, (uint8_t)format };
+            if (plane_bytes(dtype, format, 1)) {
+                view.planes[1] = planes[apart][1];
+                view.strides[1] = &strides[apart][1];
+            }
+            const double got = reduce(isa, &view, 1, &finite), expected = tree(own, blocks_of(dtype, values, N, own));
+            CHECK(bits_at(PROPTIM_F64, &got, 0) == bits_at(PROPTIM_F64, &expected, 0) && finite == all_finite,
+                  "%s %s %s: %a, expected %a", isa->name, formats[format], dtypes[dtype], got, expected);
+        }
     }
 }
 
@@ -183,6 +239,8 @@ int main(void)
         for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
             layouts(isas[i], dtype);
             finiteness(isas[i], dtype);
+            for (int format = PROPTIM_PLAIN + 1; format < PROPTIM_FORMATS; format++)
+                if (exists(dtype, format)) formats_too(isas[i], dtype, format);
         }
     }
     return 0;

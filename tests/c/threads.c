@@ -1,7 +1,7 @@
 /*
- * threads.c - parts on threads of their own, several steps at the same time: no two of them touch one byte, and the
- * bits are those of one thread.  Made for ThreadSanitizer (the preset tsan), which sees these threads but not those of
- * libgomp, and run everywhere.
+ * threads.c - each part on a thread of its own, and several steps at the same time: no two threads write the same byte,
+ * and the bits are those of one thread.  It is for ThreadSanitizer (the preset tsan), which sees these threads but not
+ * those of libgomp; it also runs without.
  */
 #include <pthread.h>
 
@@ -36,7 +36,7 @@ static proptim_ran on_threads(proptim_task *task, void *data, int parts, int thr
     return PROPTIM_RAN_PARALLEL;
 }
 
-/* One optimizer: two segments whose arrays lie side by side, or element by element between each other. */
+/* One optimizer: two segments whose arrays are adjacent, or whose elements alternate in memory. */
 enum { SEGMENTS = 2, N = 1000, ARRAYS = PROPTIM_MAX_ARRAYS * SEGMENTS };
 
 static double shared_grads[SEGMENTS][N]; /* read by all steps at the same time */
@@ -72,12 +72,12 @@ static void step(struct run *run)
         shapes[i][0] = N;
         for (int j = 0; j < n_arrays; j++) {
             const size_t place = (size_t)(i * PROPTIM_MAX_ARRAYS + j) * (run->interlaced ? 1 : N);
-            s->arrays[j] = (char *)run->memory + place * itemsize;
-            s->strides[j] = strides[i][j];
+            s->arrays[j].planes[0] = (char *)run->memory + place * itemsize;
+            s->arrays[j].strides[0] = strides[i][j];
             strides[i][j][0] = (ptrdiff_t)itemsize * (run->interlaced ? ARRAYS : 1);
         }
         if (!run->zero) {
-            s->arrays[PROPTIM_GRADS] = shared_grads[i];
+            s->arrays[PROPTIM_GRADS].planes[0] = shared_grads[i];
             strides[i][PROPTIM_GRADS][0] = (ptrdiff_t)itemsize;
         }
         proptim_layout(s);
@@ -87,14 +87,14 @@ static void step(struct run *run)
     CHECK(ran == (run->parts > 1 ? PROPTIM_RAN_PARALLEL : PROPTIM_RAN_SERIAL), "ran %d", ran);
 
     const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize;
-    const proptim_view view = { shared_grads[0], (proptim_dtype)run->dtype, 1, &shape, &stride };
+    const proptim_view view = { { shared_grads[0] }, (proptim_dtype)run->dtype, 1, &shape, { &stride }, PROPTIM_PLAIN };
     double partials[1];
     int finite;
     proptim_reduce(run->isa, &view, 1, partials, &finite, 1, NULL);
     CHECK(finite, "finite gradients");
 }
 
-/* Everything once, beside others who do the same. */
+/* Do everything once, while other threads do the same. */
 static void *work(void *argument)
 {
     static const int parts[] = { 2, 3, 7 };

@@ -1,0 +1,495 @@
+/*
+ * codecs.c - properties of each format, for all elements: every number of 16 bits is loaded exactly, every store rounds
+ * to nearest on both sides of every boundary, split and master formats lose nothing, and numbers that the program has
+ * written since are used.  For all instruction sets, whole blocks and tails.
+ *
+ *   codecs         check all of that
+ *   codecs time    measure steps of RMSprop with these formats and with float32
+ */
+#include <time.h>
+
+#include "check.h"
+
+/* Numbers of 16 bits, by their definition */
+
+struct sixteen {
+    int format, fraction, bias;
+    uint16_t infinity, quiet;
+};
+
+static const struct sixteen sixteens[] = {
+    { PROPTIM_BF16, 7, 127, 0x7f80, 0x40 },
+    { PROPTIM_F16, 10, 15, 0x7c00, 0x200 },
+};
+
+static double value_of(const struct sixteen *s, uint16_t half)
+{
+    const int size = half & 0x7fff, exponent = size >> s->fraction, rest = size & (s->quiet * 2 - 1);
+    const double value = size > s->infinity    ? NAN
+                         : size == s->infinity ? INFINITY
+                         : exponent            ? ldexp(rest + s->quiet * 2, exponent - s->bias - s->fraction)
+                                               : ldexp(rest, 1 - s->bias - s->fraction);
+    return half & 0x8000 ? -value : value;
+}
+
+/* The number nearest to x, which is not NaN; of two equally near ones the even one.  2^(bias + 1) means infinity. */
+static uint16_t nearest(const struct sixteen *s, double x)
+{
+    const double size = fabs(x);
+    uint16_t below = 0, above = s->infinity; /* value_of(below) <= size, and size < value_of(above) or infinite */
+    if (size >= ldexp(1, s->bias + 1)) return (uint16_t)(s->infinity | (signbit(x) ? 0x8000 : 0));
+    while (above - below > 1) {
+        const uint16_t middle = (uint16_t)((below + above) / 2);
+        if (value_of(s, middle) <= size)
+            below = middle;
+        else
+            above = middle;
+    }
+    const double upper = above == s->infinity ? ldexp(1, s->bias + 1) : value_of(s, above);
+    const double down = size - value_of(s, below), up = upper - size; /* exact, or far from a tie */
+    const uint16_t half = down < up || (down == up && below % 2 == 0) ? below : above;
+    return (uint16_t)(half | (signbit(x) ? 0x8000 : 0));
+}
+
+/* Load or store of a codec, on runs that begin anywhere and have any length. */
+static void through(proptim_codec *codec, size_t n, void *block, size_t block_bytes, void *first, size_t first_bytes,
+                    void *second, size_t second_bytes)
+{
+    for (size_t i = 0, run = 1; i < n; i += run, run = run * 3 % 1021) {
+        if (run > n - i) run = n - i;
+        void *operands[3] = { (char *)block + i * block_bytes, (char *)first + i * first_bytes,
+                              second ? (char *)second + i * second_bytes : NULL };
+        codec(operands, run);
+    }
+}
+
+static double get(int dtype, const void *array, size_t i)
+{
+    return dtype == PROPTIM_F32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
+}
+
+static double next(int dtype, double x, double to)
+{
+    return dtype == PROPTIM_F32 ? (double)nextafterf((float)x, (float)to) : nextafter(x, to);
+}
+
+enum { ALL = 0x10000 };
+
+/* Convert every number and back; a NaN becomes quiet and is otherwise unchanged. */
+static void check_all(const proptim_isa *isa, const struct sixteen *s, int dtype)
+{
+    static uint16_t halves[ALL], back[ALL];
+    static double block[ALL];
+    const size_t itemsize = itemsize_of(dtype);
+    for (int i = 0; i < ALL; i++) halves[i] = (uint16_t)i;
+    through(isa->loads[s->format][dtype], ALL, block, itemsize, halves, 2, NULL, 0);
+    through(isa->stores[s->format][dtype], ALL, block, itemsize, back, 2, NULL, 0);
+    for (int i = 0; i < ALL; i++) {
+        const double expected = value_of(s, (uint16_t)i), loaded = get(dtype, block, (size_t)i);
+        const int nan = (i & 0x7fff) > s->infinity;
+        CHECK(nan ? isnan(loaded) : loaded == expected && !signbit(loaded) == !signbit(expected),
+              "%s %s %s: %x is loaded as %g, expected %g", isa->name, formats[s->format], dtypes[dtype], i, loaded,
+              expected);
+        CHECK(back[i] == (nan ? i | s->quiet : i), "%s %s %s: %x comes back as %x", isa->name, formats[s->format],
+              dtypes[dtype], i, back[i]);
+    }
+}
+
+/* Numbers on, halfway between, and next to all numbers of 16 bits, of both signs; then any. */
+static void check_rounding(const proptim_isa *isa, const struct sixteen *s, int dtype)
+{
+    enum { AROUND = 12, RANDOM = 100000 };
+    const size_t itemsize = itemsize_of(dtype), boundaries = AROUND * (size_t)s->infinity, n = boundaries + RANDOM;
+    double *const block = malloc(n * sizeof *block);
+    uint16_t *const halves = malloc(n * sizeof *halves), *const expected = malloc(n * sizeof *expected);
+    uint64_t random = 3;
+    CHECK(block && halves && expected, "out of memory");
+    for (uint16_t h = 0; h < s->infinity; h++) {
+        const double here = value_of(s, h), after = h + 1 == s->infinity ? ldexp(1, s->bias + 1) : value_of(s, h + 1);
+        const double middle = here + (after - here) / 2;
+        const double around[AROUND / 2] = { here,   next(dtype, here, INFINITY),   next(dtype, middle, 0),
+                                            middle, next(dtype, middle, INFINITY), next(dtype, after, 0) };
+        const uint16_t up = (uint16_t)(h + 1), tie = h % 2 ? up : h;
+        const uint16_t rounded[AROUND / 2] = { h, h, h, tie, up, up };
+        for (int i = 0; i < AROUND; i++) {
+            put(dtype, block, (size_t)h * AROUND + (size_t)i, i % 2 ? -around[i / 2] : around[i / 2]);
+            expected[h * AROUND + i] = (uint16_t)(rounded[i / 2] | (i % 2 ? 0x8000 : 0));
+        }
+    }
+    for (size_t i = boundaries; i < n; i++) {
+        uniform(&random);
+        if (dtype == PROPTIM_F32)
+            memcpy((float *)block + i, (char *)&random + 2, 4);
+        else
+            memcpy(block + i, &random, 8);
+        if (dtype == PROPTIM_F64 && i % 2) block[i] = ldexp(uniform(&random), (int)below(&random, 300) - 150);
+        const double x = get(dtype, block, i);
+        expected[i] = isnan(x) ? 0 : nearest(s, x);
+    }
+    through(isa->stores[s->format][dtype], n, block, itemsize, halves, 2, NULL, 0);
+    for (size_t i = 0; i < n; i++) {
+        const double x = get(dtype, block, i);
+        const int same = isnan(x) ? (halves[i] & 0x7fff) > s->infinity && !(halves[i] & 0x8000) == !signbit(x) &&
+                                        (halves[i] & s->quiet)
+                                  : halves[i] == expected[i];
+        CHECK(same, "%s %s %s: %a is stored as %x, expected %x", isa->name, formats[s->format], dtypes[dtype], x,
+              halves[i], expected[i]);
+    }
+    free(block);
+    free(halves);
+    free(expected);
+}
+
+static float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* Low halves around zero and around the tie. */
+static const uint16_t lows[] = { 0, 1, 0x7fff, 0x8000, 0x8001, 0xffff };
+enum { LOWS = sizeof lows / sizeof *lows };
+
+/*
+ * Every upper half with some low ones: a stored number is loaded unchanged, and its upper half is the number rounded to
+ * nearest.  Then any two halves.
+ */
+static void check_split(const proptim_isa *isa)
+{
+    enum { N = ALL * LOWS };
+    static float block[N], back[N];
+    static uint16_t high[N];
+    static int16_t low[N];
+    for (int i = 0; i < N; i++) block[i] = float_of((uint32_t)(i / LOWS) << 16 | lows[i % LOWS]);
+    through(isa->stores[PROPTIM_SPLIT][0], N, block, 4, high, 2, low, 2);
+    through(isa->loads[PROPTIM_SPLIT][0], N, back, 4, high, 2, low, 2);
+    for (int i = 0; i < N; i++) {
+        const uint32_t bits = bits_of(block[i]);
+        if (isnan(block[i])) {
+            CHECK(high[i] == 0x7fc0 && low[i] == 0 && bits_of(back[i]) == 0x7fc00000, "%s: NaN %x is stored as %x, %x",
+                  isa->name, (unsigned)bits, high[i], (unsigned)low[i]);
+            continue;
+        }
+        CHECK(bits_of(back[i]) == bits, "%s: %a comes back as %a", isa->name, block[i], back[i]);
+        const double x = block[i], shown = value_of(&sixteens[0], high[i]);
+        const uint16_t even = isinf(x) ? high[i] : nearest(&sixteens[0], x);
+        CHECK(even == high[i] || ((bits & 0xffff) == 0x8000 && fabs(shown) > fabs(x)),
+              "%s: %a is shown as %a, expected the nearest", isa->name, x, shown);
+    }
+    for (int i = 0; i < N; i++) {
+        high[i] = (uint16_t)(i / LOWS);
+        low[i] = (int16_t)lows[i % LOWS];
+    }
+    through(isa->loads[PROPTIM_SPLIT][0], N, back, 4, high, 2, low, 2);
+    for (int i = 0; i < N; i++) {
+        const int size = high[i] & 0x7fff;
+        const int ignored = (size == 0 && low[i] < 0) || (size == 0x7f80 && low[i] > 0);
+        const uint32_t expected = (uint32_t)high[i] * 0x10000u + (uint32_t)(ignored ? 0 : (int32_t)low[i]);
+        CHECK(isnan(back[i]) ? size > 0x7f80 : bits_of(back[i]) == expected, "%s: %x, %d is loaded as %a", isa->name,
+              high[i], low[i], back[i]);
+    }
+}
+
+/* A master is loaded as it was stored; if the half has been written since, the half is loaded instead. */
+static void check_master(const proptim_isa *isa, const struct sixteen *s)
+{
+    enum { N = ALL * LOWS };
+    static float block[N], back[N], master[N];
+    static uint16_t half[N], single[N];
+    const int format = s->format == PROPTIM_BF16 ? PROPTIM_BF16_MASTER : PROPTIM_F16_MASTER;
+    for (int i = 0; i < N; i++) block[i] = float_of((uint32_t)(i / LOWS) << 16 | lows[i % LOWS]);
+    through(isa->stores[format][0], N, block, 4, half, 2, master, 4);
+    through(isa->stores[s->format][0], N, block, 4, single, 2, NULL, 0);
+    through(isa->loads[format][0], N, back, 4, half, 2, master, 4);
+    CHECK(!memcmp(half, single, sizeof half), "%s %s: rounded otherwise than without", isa->name, formats[format]);
+    CHECK(difference(0, master, block, N) == N, "%s %s: another master", isa->name, formats[format]);
+    CHECK(difference(0, back, block, N) == N, "%s %s: another number", isa->name, formats[format]);
+
+    for (int i = 0; i < N; i++) half[i] = (uint16_t)(i * 7919); /* odd: every pattern */
+    through(isa->loads[format][0], N, back, 4, half, 2, master, 4);
+    for (int i = 0; i < N; i++) {
+        const double written = value_of(s, half[i]);
+        const float expected = half[i] == single[i] ? master[i] : (float)written;
+        CHECK(bits_at(0, back, (size_t)i) == bits_at(0, &expected, 0), "%s %s: %x over %a is loaded as %a, expected %a",
+              isa->name, formats[format], half[i], master[i], back[i], expected);
+    }
+}
+
+/* float32 arrays for float64 rules, and the other way round, are conversions of C. */
+static void check_other_floats(const proptim_isa *isa)
+{
+    enum { N = 5003 };
+    float narrow[N], narrowed[N];
+    double wide[N], widened[N];
+    uint64_t random = 5;
+    fill(PROPTIM_F64, wide, N, PROPTIM_PARAMS, WILD, &random);
+    fill(PROPTIM_F32, narrow, N, PROPTIM_PARAMS, WILD, &random);
+    through(isa->loads[PROPTIM_FLOAT32][PROPTIM_F64], N, widened, 8, narrow, 4, NULL, 0);
+    through(isa->stores[PROPTIM_FLOAT32][PROPTIM_F64], N, wide, 8, narrowed, 4, NULL, 0);
+    for (size_t i = 0; i < N; i++) {
+        const double up = narrow[i];
+        const float down = (float)wide[i];
+        CHECK(bits_at(PROPTIM_F64, widened, i) == bits_at(PROPTIM_F64, &up, 0), "%s: %a", isa->name, narrow[i]);
+        CHECK(bits_at(PROPTIM_F32, narrowed, i) == bits_at(PROPTIM_F32, &down, 0), "%s: %a", isa->name, wide[i]);
+    }
+    through(isa->loads[PROPTIM_FLOAT64][PROPTIM_F32], N, narrowed, 4, wide, 8, NULL, 0);
+    through(isa->stores[PROPTIM_FLOAT64][PROPTIM_F32], N, narrow, 4, widened, 8, NULL, 0);
+    for (size_t i = 0; i < N; i++) {
+        const double up = narrow[i];
+        const float down = (float)wide[i];
+        CHECK(bits_at(PROPTIM_F64, widened, i) == bits_at(PROPTIM_F64, &up, 0), "%s: %a", isa->name, narrow[i]);
+        CHECK(bits_at(PROPTIM_F32, narrowed, i) == bits_at(PROPTIM_F32, &down, 0), "%s: %a", isa->name, wide[i]);
+    }
+}
+
+/* Step sizes and last signs
+ * -------------------------------------------------------------------------------------------- */
+
+/* Whether there is a last sign: `sign` is neither NaN nor zero. */
+static int is_sign(double sign) { return sign < 0 || sign > 0; }
+
+/*
+ * Every step size with every sign.  Legal sizes are 2^-50 .. 2^37 (rules/rprop.h): loaded they are below 2^38 with the
+ * sign, or at least 2^40 without one, and they come back as they were, with the sign as -1, 0 or 1.
+ */
+static void check_sizes_and_signs(const proptim_isa *isa, int dtype)
+{
+    static const double sizes[] = { 0x1p-50, 0x1.fffffep-50, 0x1p-20, 1e-6, 0.1, 1, 50, 0x1p20, 0x1.fffffep36, 0x1p37 };
+    static const double signs[] = { -INFINITY, -2.5, -1, -1e-40, -0.0, 0, 1e-40, 1, 2.5, INFINITY, NAN, -NAN };
+    enum { SIZES = sizeof sizes / sizeof *sizes, SIGNS = sizeof signs / sizeof *signs, N = SIZES * SIGNS };
+    double word[N], size[N], sign[N], size_back[N], sign_back[N];
+    const size_t itemsize = itemsize_of(dtype);
+    for (int i = 0; i < N; i++) {
+        put(dtype, size, (size_t)i, sizes[i / SIGNS]);
+        put(dtype, sign, (size_t)i, signs[i % SIGNS]);
+    }
+    through(isa->loads[PROPTIM_STEPS][dtype], N, word, itemsize, size, itemsize, sign, itemsize);
+    through(isa->stores[PROPTIM_STEPS][dtype], N, word, itemsize, size_back, itemsize, sign_back, itemsize);
+    for (size_t i = 0; i < N; i++) {
+        const double d = get(dtype, size, i), last = get(dtype, sign, i);
+        const double expected = !is_sign(last) ? ldexp(d, 90) : last < 0 ? -d : d;
+        const double shown = !is_sign(last) ? 0 : last < 0 ? -1 : 1;
+        CHECK(get(dtype, word, i) == expected, "%s %s: size %a with sign %g is loaded as %a, expected %a", isa->name,
+              dtypes[dtype], d, last, get(dtype, word, i), expected);
+        CHECK(bits_at(dtype, size_back, i) == bits_at(dtype, size, i), "%s %s: size %a comes back as %a", isa->name,
+              dtypes[dtype], d, get(dtype, size_back, i));
+        CHECK(get(dtype, sign_back, i) == shown && !signbit(get(dtype, sign_back, i)) == !(shown < 0),
+              "%s %s: sign %g comes back as %g, expected %g", isa->name, dtypes[dtype], last, get(dtype, sign_back, i),
+              shown);
+    }
+}
+
+/* Words on both sides of the bound 2^38, and the sizes at both ends times 2^90. */
+static void check_words(const proptim_isa *isa, int dtype)
+{
+    const double bound = 0x1p38, below = next(dtype, bound, 0), above = next(dtype, bound, INFINITY);
+    const struct {
+        double word, size, sign;
+    } all[] = {
+        { 0x1p-50, 0x1p-50, 1 },
+        { -0x1p-50, 0x1p-50, -1 },
+        { 0x1p37, 0x1p37, 1 },
+        { -0x1p37, 0x1p37, -1 },
+        { below, below, 1 },
+        { -below, below, -1 },
+        { bound, 0x1p-52, 0 },
+        { -bound, 0x1p-52, 0 },
+        { above, ldexp(above, -90), 0 },
+        { 0x1p40, 0x1p-50, 0 },
+        { 0x1p90, 1, 0 },
+        { next(dtype, 0x1p90, 0), ldexp(next(dtype, 0x1p90, 0), -90), 0 },
+        { next(dtype, 0x1p90, INFINITY), ldexp(next(dtype, 0x1p90, INFINITY), -90), 0 },
+        { 0x1p127, 0x1p37, 0 },
+        { 0, 0, 1 },
+        { -0.0, 0, -1 },
+        { INFINITY, INFINITY, 0 },
+        { -INFINITY, INFINITY, 0 },
+        { NAN, NAN, 0 },
+    };
+    enum { N = sizeof all / sizeof *all };
+    double word[N], size[N], sign[N];
+    const size_t itemsize = itemsize_of(dtype);
+    for (size_t i = 0; i < N; i++) put(dtype, word, i, all[i].word);
+    through(isa->stores[PROPTIM_STEPS][dtype], N, word, itemsize, size, itemsize, sign, itemsize);
+    for (size_t i = 0; i < N; i++) {
+        double expected = 0;
+        put(dtype, &expected, 0, all[i].size);
+        CHECK(bits_at(dtype, size, i) == bits_at(dtype, &expected, 0),
+              "%s %s: word %a is stored as size %a, expected %a", isa->name, dtypes[dtype], all[i].word,
+              get(dtype, size, i), all[i].size);
+        CHECK(get(dtype, sign, i) == all[i].sign && !signbit(get(dtype, sign, i)) == !(all[i].sign < 0),
+              "%s %s: word %a is stored with sign %g, expected %g", isa->name, dtypes[dtype], all[i].word,
+              get(dtype, sign, i), all[i].sign);
+    }
+}
+
+/*
+ * Every rule by the kernels of fused.inc against the blocks of plan.c, by the scalar kernels: the bits must be the same
+ * with optional arrays present and absent, any coefficients, any stages that a kernel takes, and every array in each of
+ * the formats that it supports, or all of them plain.
+ */
+static void check_fused(const proptim_isa *isa)
+{
+    enum { N = 64, DRAWS = 32 };
+    static const uint8_t known[] = { PROPTIM_PLAIN, PROPTIM_BF16, PROPTIM_SPLIT };
+    static const double coef_of[] = { [PROPTIM_decay] = 0.99, [PROPTIM_scale] = -0.37, [PROPTIM_clip] = 0.5,
+                                      [PROPTIM_l2] = 0.01,    [PROPTIM_zero] = 1,      [PROPTIM_flush] = 1 };
+    static double given[PROPTIM_MAX_ARRAYS][2][N], expected[PROPTIM_MAX_ARRAYS][2][N], block[N];
+    uint64_t random = 1;
+    for (int rule = 0; rule < PROPTIM_RULES && isa->fused[rule]; rule++) {
+        const struct text *text = &texts[rule];
+        for (unsigned turn = 0; turn < 4 * 4 * DRAWS; turn++) { /* 4: rules have two optional arrays at most */
+            const unsigned there = present(text, turn), formats_at = turn / 4 % 4, draw = turn / 16;
+            proptim_segment segment = { .size = N, .dtype = PROPTIM_F32, .dense = PROPTIM_DENSE };
+            proptim_plane_array arrays[PROPTIM_MAX_ARRAYS] = { { .format = PROPTIM_PLAIN } };
+            proptim_row row;
+            double coefs[PROPTIM_MAX_COEFS];
+            unsigned on = 0;
+            char word[32];
+            draw_coefs(text, &random, coefs);
+            proptim_row_init(&row, (proptim_rule)rule, coefs);
+            for (int k = 0; k < PROPTIM_STAGES; k++) {
+                const int fuses = formats_at < 3 || PROPTIM_FUSED_STAGES >> k & 1;
+                if (!fuses || !(draw >> (k % 5) & 1)) continue; /* every set of five; the last goes with the first */
+                row.stages[k] = coef_of[k];
+                on |= 1u << k;
+            }
+            for (int j = 0; word_at(text->arrays, j, word); j++) {
+                if (!(there >> j & 1)) continue;
+                arrays[j].format = formats_at < 3 ? known[(formats_at + (unsigned)j) % 3] : PROPTIM_PLAIN;
+                fill(PROPTIM_F32, block, N, role_of(word), TAME, &random);
+                void *operands[] = { block, given[j][0], given[j][1] };
+                if (arrays[j].format == PROPTIM_PLAIN)
+                    memcpy(given[j][0], block, N * sizeof(float));
+                else
+                    proptim_isa_scalar.stores[arrays[j].format][PROPTIM_F32](operands, N);
+                segment.arrays[j] = arrays[j];
+                for (int p = 0; p < 2 && plane_bytes(PROPTIM_F32, arrays[j].format, p); p++) {
+                    arrays[j].planes[p] = given[j][p];
+                    segment.arrays[j].planes[p] = expected[j][p];
+                }
+            }
+            memcpy(expected, given, sizeof expected);
+            proptim_step(&proptim_isa_scalar, (proptim_rule)rule, &segment, 1, &row, 1, NULL);
+            CHECK(isa->fused[rule](arrays, &row, on, 0, N) == N, "%s %s", isa->name, text->name);
+            for (int j = 0; text->marks[j]; j++)
+                for (int p = 0; p < 2 && arrays[j].planes[p]; p++)
+                    for (size_t i = 0; i < N; i++)
+                        CHECK(plane_bits_at(PROPTIM_F32, arrays[j].format, p, given[j][p], i) ==
+                                  plane_bits_at(PROPTIM_F32, arrays[j].format, p, expected[j][p], i),
+                              "%s %s, turn %u, stages %x, %s plane %d of array %d at %zu", isa->name, text->name, turn,
+                              on, formats[arrays[j].format], p, j, i);
+        }
+    }
+}
+
+/* Time ------------------------------------------------------------------------------------------------------------- */
+
+enum { WAYS = 6 };
+
+static const struct way {
+    const char *name;
+    uint8_t formats[3]; /* of parameter, gradient and state */
+    int bytes;          /* that a step reads and writes, for a weight */
+} ways[WAYS] = {
+    { "float32", { PROPTIM_PLAIN, PROPTIM_PLAIN, PROPTIM_PLAIN }, 20 },
+    { "split parameter, bfloat16 gradient", { PROPTIM_SPLIT, PROPTIM_BF16, PROPTIM_PLAIN }, 18 },
+    { "the same, bfloat16 state", { PROPTIM_SPLIT, PROPTIM_BF16, PROPTIM_BF16 }, 14 },
+    { "all bfloat16", { PROPTIM_BF16, PROPTIM_BF16, PROPTIM_BF16 }, 10 },
+    { "binary16 and master, binary16 gradient", { PROPTIM_F16_MASTER, PROPTIM_F16, PROPTIM_PLAIN }, 22 },
+    { "all binary16", { PROPTIM_F16, PROPTIM_F16, PROPTIM_F16 }, 10 },
+};
+
+static double now(void)
+{
+    struct timespec t;
+    CHECK(timespec_get(&t, TIME_UTC), "no clock");
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static proptim_segment segment_of(const struct way *way, size_t n)
+{
+    proptim_segment s = { .size = n, .dtype = PROPTIM_F32, .dense = PROPTIM_DENSE };
+    for (int j = 0; j < 3; j++) {
+        void *operands[3] = { malloc(n * 4) };
+        for (size_t i = 0; i < n; i++) ((float *)operands[0])[i] = (float)(1 + i % 1000) * (j < 2 ? 1e-3f : 1e-6f);
+        for (int p = 0; p < 2 && plane_bytes(0, way->formats[j], p); p++)
+            s.arrays[j].planes[p] = operands[1 + p] =
+                (char *)malloc(n * plane_bytes(0, way->formats[j], p) + 8192) + 832 * (j + 4 * p + 1);
+        s.arrays[j].format = way->formats[j];
+        if (way->formats[j] == PROPTIM_PLAIN)
+            memcpy(operands[1], operands[0], n * 4);
+        else
+            proptim_isa_or_best(NULL)->stores[way->formats[j]][0](operands, n);
+        free(operands[0]);
+    }
+    return s;
+}
+
+static void time_steps(void)
+{
+    static const proptim_rmsprop_coefs coefs = {
+        .lr = 1e-6, .alpha = 0.9, .one_minus_alpha = 0.1, .correction = 1, .eps = 1e-8
+    };
+    static const size_t sizes[] = { 100000, 10000000, 50000000 };
+    proptim_row row;
+    proptim_row_init(&row, PROPTIM_rmsprop, &coefs.lr);
+    for (size_t z = 0; z < sizeof sizes / sizeof *sizes; z++) {
+        const size_t n = sizes[z], calls = 1 + 2000000 / n;
+        proptim_segment segments[WAYS];
+        for (int w = 0; w < WAYS; w++) segments[w] = segment_of(&ways[w], n);
+        for (int threads = 1; threads <= 2; threads++) {
+            double best[WAYS];
+            for (int w = 0; w < WAYS; w++) best[w] = 1;
+            for (int turn = 0; turn < 15; turn++)
+                for (int w = 0; w < WAYS; w++) {
+                    const double begin = now();
+                    for (size_t k = 0; k < calls; k++)
+                        (void)proptim_step(NULL, PROPTIM_rmsprop, &segments[w], 1, &row, threads,
+                                           proptim_get_api()->pool);
+                    const double took = (now() - begin) / (double)(calls * n);
+                    if (took < best[w]) best[w] = took;
+                }
+            for (int w = 0; w < WAYS; w++)
+                printf("%8zu weights, %d threads: %.3f ns a weight, %.2f of float32: %s, %d bytes\n", n, threads,
+                       best[w] * 1e9, best[w] / best[0], ways[w].name, ways[w].bytes);
+        }
+        /* The next size has new arrays; these are freed when the program ends. */
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const proptim_isa *isas[MOST_ISAS];
+    const int n_isas = take_part(isas);
+    if (argc > 1 && !strcmp(argv[1], "time")) {
+        time_steps();
+        return 0;
+    }
+    for (int i = 0; i < n_isas; i++) {
+        for (int s = 0; s < 2; s++) {
+            for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
+                check_all(isas[i], &sixteens[s], dtype);
+                check_rounding(isas[i], &sixteens[s], dtype);
+            }
+            check_master(isas[i], &sixteens[s]);
+        }
+        check_split(isas[i]);
+        check_other_floats(isas[i]);
+        check_fused(isas[i]);
+        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
+            check_sizes_and_signs(isas[i], dtype);
+            check_words(isas[i], dtype);
+        }
+    }
+    printf("every number of 16 bits, in %d tables of codecs\n", n_isas);
+    return 0;
+}
