@@ -42,7 +42,7 @@ def text() -> str:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """All that --json prints has to be the object, or it does not parse."""
+    """The whole output of --json is one JSON object, or else it does not parse."""
     result: dict[str, Any] = json.loads(explain("--json"))
     assert list(result) == ["sizes", "mini_batches", "condition_and_saddle", "figures"]
     assert result["figures"] == []
@@ -123,7 +123,7 @@ def test_adagrad_slows_for_ever_and_rmsprop_does_not(measured: dict[str, Any]) -
 def test_text_tells_the_numbers_measured(text: str, measured: dict[str, Any]) -> None:
     assert f"=> SGD's first moves are {measured['sizes']['sgd_ratio']:.4g} times apart; " in text
     assert "the two paths under Rprop differ by 0." in text
-    assert "=> Of its way Rprop keeps 80% as drift, RMSprop 13%, with alpha 0.999 0.1%." in text
+    assert "=> The net drift is 80% of the path of Rprop, 13% of that of RMSprop, and 0.1% with alpha 0.999." in text
     assert "=> After 10000 gradients of 1 Adagrad's step is 0.01 lr" in text
     for name, drift in measured["mini_batches"]["drift"].items():
         assert f"{name:22}{drift:>12.2g}" in text

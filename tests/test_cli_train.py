@@ -1,9 +1,10 @@
-"""`proptim train`: what it reaches, prints, keeps and refuses."""
+"""`proptim train`: the accuracy it reaches, its output, saved runs, and errors."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,15 +12,25 @@ import numpy as np
 import pytest
 
 import proptim
+from proptim import checkpoint
+from proptim._formats import rounded, widened
+from proptim._storage import DTYPES
 from proptim.cli import main
 from proptim.cli._console import progress
-from proptim.cli._digits import Perceptron, load_samples
-from proptim.cli._run import OPTIMIZERS, Run, load
+from proptim.cli._run import OPTIMIZERS, PARAM_DTYPES, Run, load
+from proptim.cli._samples import TASKS, load_samples
+
+pytest.importorskip("sklearn")
+from proptim.sklearn import load as load_model
+
+ALL = len(OPTIMIZERS)  # that `--optimizer all` compares: Rprop in each of its variants
 
 RESULT = {
     "name": str,
+    "task": str,
     "test_accuracy": float,
     "loss": float,
+    "diverged": bool,
     "epochs": int,
     "steps": int,
     "seconds": float,
@@ -27,6 +38,8 @@ RESULT = {
     "lr": float,
     "batch_size": int,
     "seed": int,
+    "param_dtype": str,
+    "history": dict,
 }
 
 
@@ -99,7 +112,7 @@ def test_all_optimizers(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> 
 
 def test_one_line_of_progress_for_each_of_many(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
     assert main([*tiny, "--optimizer", "all"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 12 + 13
+    assert len(capsys.readouterr().out.splitlines()) == 1 + ALL + (1 + ALL)
 
 
 def test_names_may_be_repeated_listed_and_alias(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
@@ -116,20 +129,59 @@ def test_the_seed_is_all_that_chance_depends_on(capsys: pytest.CaptureFixture[st
 def test_options_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch, tiny: list[str]) -> None:
     seen = {}
 
-    def spy(params: object, **options: object) -> proptim.Optimizer:
-        seen.update(options)
-        return proptim.Adam(params, grads=options["grads"])
+    class Spy(proptim.Adam):
+        def __init__(self, params: object, **options: object) -> None:
+            seen.update(options)
+            super().__init__(params, **options)
 
-    monkeypatch.setitem(OPTIMIZERS, "adam", (spy, {}))
+    monkeypatch.setitem(OPTIMIZERS, "adam", (Spy, {"lr": 7.0}))
     assert main([*tiny, "--optimizer", "adam", "--backend", "numpy", "--threads", "2", "--lr", "0.5"]) == 0
     assert {key: seen[key] for key in ("backend", "threads", "lr")} == {"backend": "numpy", "threads": 2, "lr": 0.5}
 
 
-def test_a_loss_that_overflows_is_null(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:
-    plot = str(tmp_path / "overflow.png")
-    (result,) = results(capsys, [*tiny, "--optimizer", "sgd", "--lr", "1e30", "--plot", plot])
-    assert result["loss"] is None
-    assert Path(plot).exists()
+def test_history_by_epoch(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
+    (long,) = results(capsys, [*tiny, "--epochs", "5"])
+    (short,) = results(capsys, tiny)
+    for result in (short, long):
+        history = result["history"]
+        assert list(history) == ["loss", "test_accuracy"]
+        assert [len(values) for values in history.values()] == [result["epochs"]] * 2
+        assert (history["loss"][-1], history["test_accuracy"][-1]) == (result["loss"], result["test_accuracy"])
+    assert long["history"]["loss"][:3] == short["history"]["loss"]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_run_that_diverges(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, task: str) -> None:
+    """A run that diverges says so, ends and makes the command fail; the other runs continue."""
+    kept = tmp_path / "kept.npz"
+    command = ["train", "--data", data, "--task", task, "--hidden", "8,6", "--epochs", "30", "--lr", "1e30"]
+    assert main([*command, "--optimizer", "sgd,lion", "--json"]) == 1
+    captured = capsys.readouterr()
+    sgd, _ = json.loads(captured.out)["results"]
+    score = {"classification": "test_accuracy", "regression": "test_r2"}[task]
+    assert (sgd["loss"], sgd[score], sgd["diverged"]) == (None, None, True)
+    assert sgd["history"]["loss"][-1] is sgd["history"][score][-1] is None
+    assert captured.err.splitlines()[0] == (
+        f"proptim train: sgd diverged in epoch {sgd['epochs']}: its loss or weights are not finite; expected "
+        "them to stay finite: give an --lr below 1e+30"
+    )
+    assert main([*command, "--optimizer", "sgd", "--epochs", "1", "--save", str(kept)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1].split()[:2] == ["sgd", "diverged"]
+    assert not kept.exists()
+
+
+def test_a_run_that_diverges_keeps_the_epoch_before(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path
+) -> None:
+    kept = str(tmp_path / "kept.npz")
+    command = [*tiny, "--task", "regression", "--optimizer", "sgd", "--lr", "100", "--batch-size", "48"]
+    assert main([*command, "--epochs", "99", "--save", kept]) == 1
+    told = capsys.readouterr().err
+    assert told.endswith(f"; {kept} holds the epoch before\n")
+    run, (params, _) = load(kept)
+    assert f"in epoch {len(run.loss) + 1}:" in told
+    assert all(np.isfinite(param).all() for param in params)
 
 
 class Terminal(io.StringIO):
@@ -137,9 +189,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_on_a_terminal_unless_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_on_a_terminal_without_colour_for_no_color_and_lines_on_a_dumb_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("rich")
-    run = Run("adam", 0, [2, 2], 1, 0, epochs=1, loss=[0.5], test_accuracy=[0.75])
+    run = Run("adam", 0, [2, 2], 1, 0, epochs=1, loss=[0.5], test_score=[0.75])
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     with progress([run], "title", bars := Terminal()) as show:
@@ -147,25 +201,15 @@ def test_bars_on_a_terminal_unless_no_color(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b[" in bars.getvalue()
     assert "loss 5.0e-01  test accuracy  75.0%" in bars.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
+    with progress([run], "title", bars := Terminal()) as show:
+        show(run)
+    assert "loss 5.0e-01" in bars.getvalue()
+    assert "\x1b[2K" in bars.getvalue()  # the line of the bar is cleared
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9;]*m", bars.getvalue())  # and nothing has a colour
+    monkeypatch.setenv("TERM", "dumb")
     with progress([run], "title", lines := Terminal()) as show:
         show(run)
     assert lines.getvalue() == "title\nadam      epoch   1/1  loss 5.0e-01  test accuracy  75.0%\n"
-
-
-def test_gradients_are_those_of_the_loss() -> None:
-    rng = np.random.default_rng(0)
-    network = Perceptron([3, 5, 4, 2], seed=0)
-    network.params = [param.astype(np.float64) for param in network.params]
-    network.grads = [grad.astype(np.float64) for grad in network.grads]
-    x, y = rng.standard_normal((6, 3)), rng.integers(0, 2, 6)
-    network.backward(x, y)
-    for param, grad in zip(network.params, [grad.copy() for grad in network.grads], strict=True):
-        for i in np.ndindex(param.shape):
-            middle, losses = param[i], []
-            for param[i] in (middle + 1e-6, middle - 1e-6):
-                losses.append(network.backward(x, y))
-            param[i] = middle
-            assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(grad[i], abs=1e-8)
 
 
 # The figure -------------------------------------------------------------------------------------------------------
@@ -175,18 +219,34 @@ def test_gradients_are_those_of_the_loss() -> None:
 def test_plot(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, names: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "curves.png"
-    assert len(results(capsys, [*tiny, "--optimizer", names, "--plot", str(path)])) in (12, 1, 2)
+    assert len(results(capsys, [*tiny, "--optimizer", names, "--plot", str(path)])) in (ALL, 1, 2)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("optimizers", ["sgd", "sgd,adam"])
+def test_plot_of_runs_that_diverged(tiny: list[str], tmp_path: Path, optimizers: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curves.png"
+    command = [*tiny, "--task", "regression", "--optimizer", optimizers, "--lr", "1e30", "--plot", str(path)]
+    assert main(command) == 1
+    assert path.exists()
 
 
 def test_plot_refused_before_training(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path
 ) -> None:
     assert refused(capsys, [*tiny, "--plot", "curves.xls"]) == (
-        "--plot curves.xls: expected a name that ends in .png, .svg, .pdf"
+        "--plot curves.xls: expected a name that ends in .png or .svg or .pdf"
     )
     path = tmp_path / "none" / "curves.png"
-    assert refused(capsys, [*tiny, "--plot", str(path)]) == f"{path}: there is no such folder; make it first"
+    assert refused(capsys, [*tiny, "--plot", str(path)]) == f"--plot {path}: there is no such folder; make it first"
+    assert refused(capsys, [*tiny, "--save", str(path)]) == f"--save {path}: there is no such folder; make it first"
+    (tmp_path / "folder.png").mkdir()
+    for option in ("--plot", "--save"):
+        folder = tmp_path / "folder.png"
+        assert refused(capsys, [*tiny, option, str(folder)]) == (
+            f"{option} {folder} is a folder; expected the name of a file"
+        )
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert refused(capsys, [*tiny, "--plot", "curves.png"]) == (
         "--plot needs matplotlib (import of matplotlib.figure halted; None in sys.modules); "
@@ -209,24 +269,84 @@ def test_resume_is_exact(capsys: pytest.CaptureFixture[str], tiny: list[str], tm
         assert result.pop("seconds") > result.pop("optimizer_seconds") > 0
     assert resumed == once
     (run, state), (run_again, state_again) = load(whole), load(part)
-    assert (run.loss, run.test_accuracy) == (run_again.loss, run_again.test_accuracy)
+    assert (run.loss, run.test_score) == (run_again.loss, run_again.test_score)
     np.testing.assert_equal(state_again, state)  # to the bit: nothing here is -0.0 or NaN
+    assert load_model(part).predict_proba([[1.0, 2.0, 3.0, 4.0]]).tolist() == (
+        load_model(whole).predict_proba([[1.0, 2.0, 3.0, 4.0]]).tolist()
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", PARAM_DTYPES[1:])
+def test_weights_of_other_dtypes(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, dtype: str, task: str
+) -> None:
+    """They are what they are called, in the network and in the file; what is kept goes on to the bit, and predicts."""
+    whole, part, out = (str(tmp_path / name) for name in ("whole.npz", "part.npz", "out.npz"))
+    begin = [*tiny, "--optimizer", "adam", "--task", task, "--param-dtype", dtype]
+    (once,) = results(capsys, [*begin, "--epochs", "6", "--save", whole])
+    results(capsys, [*begin, "--epochs", "2", "--save", part])
+    again = ["train", "--data", tiny[2], "--resume", part, "--epochs", "6", "--save", part]
+    (resumed,) = results(capsys, again)
+    for result in (once, resumed):
+        del result["seconds"], result["optimizer_seconds"]
+    assert resumed == once
+    assert once["param_dtype"] == dtype
+    (_, (params, state)), (_, (params_again, state_again)) = load(whole), load(part)
+    np.testing.assert_equal(params_again, params)
+    np.testing.assert_equal(state_again, state)
+    for i, param in enumerate(params):
+        assert param.dtype == (dtype if dtype == "float64" else "float32")
+        master = state["state"][i].get("master")
+        assert (master is None) == (dtype == "float64")
+        if master is not None:
+            assert np.array_equal(rounded(param, DTYPES[dtype]), rounded(master, DTYPES[dtype]))
+            assert not np.array_equal(param, master)
+            assert np.array_equal(param, widened(rounded(param, DTYPES[dtype]), param.dtype))
+    assert main(["predict", whole, "--data", tiny[2], "--out", out]) == 0
+    assert np.array_equal(np.load(out)["y"], load_model(part).predict(np.load(tiny[2])["x"]))
+
+
+def test_all_optimizers_train_weights_of_sixteen_bits(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
+    """About as well as weights of float32."""
+    command = [*tiny, "--optimizer", "all", "--epochs", "20"]
+    whole, half = (results(capsys, [*command, *more]) for more in ([], ["--param-dtype", "bfloat16"]))
+    assert [each["name"] for each in half] == [*OPTIMIZERS]
+    for one, other in zip(whole, half, strict=True):
+        assert not other["diverged"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.2, abs=0.02)
+        assert other["loss"] != one["loss"]
+
+
+def test_resume_of_a_run_without_its_dtype(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:
+    """A file of before there was --param-dtype is of float32."""
+    path = tmp_path / "run.npz"
+    results(capsys, [*tiny, "--save", str(path)])
+    saved = checkpoint.read(path)
+    assert saved["run"].pop("param_dtype") == "float32"
+    checkpoint.write(path, saved)
+    (result,) = results(capsys, ["train", "--data", tiny[2], "--resume", str(path), "--epochs", "4"])
+    assert result["param_dtype"] == "float32"
+    for wrong in ("float8", ["float32"]):
+        saved["run"]["param_dtype"] = wrong
+        checkpoint.write(path, saved)
+        assert "unknown optimizer, task or param_dtype" in refused(capsys, [*tiny, "--resume", str(path)])
 
 
 def test_interrupted_run_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path
 ) -> None:
     path = str(tmp_path / "run.npz")
-    accuracy, calls = Perceptron.accuracy, []
+    step, calls = proptim.RMSprop.step, []
 
-    def interrupt(*args: object) -> float:
+    def interrupt(*args: object, **options: object) -> None:
         calls.append(args)
-        if len(calls) == 3:
+        if len(calls) == 6:  # the second mini-batch of the third epoch
             raise KeyboardInterrupt
-        return accuracy(*args)
+        step(*args, **options)
 
-    monkeypatch.setattr(Perceptron, "accuracy", interrupt)
-    assert main([*tiny, "--save", path, "--json"]) == 1
+    monkeypatch.setattr(proptim.RMSprop, "step", interrupt)
+    assert main([*tiny, "--save", path, "--json"]) == 130
     captured = capsys.readouterr()
     assert captured.err == "proptim train: interrupted; these epochs are complete\n"
     assert [result["epochs"] for result in json.loads(captured.out)["results"]] == [2]
@@ -237,11 +357,11 @@ def test_interrupted_run_goes_on(
 def test_interrupted_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: list[str]
 ) -> None:
-    def interrupt(*args: object) -> float:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Perceptron, "backward", interrupt)
-    assert main([*tiny, "--json"]) == 1
+    monkeypatch.setattr(proptim.RMSprop, "step", interrupt)
+    assert main([*tiny, "--json"]) == 130
     assert json.loads(capsys.readouterr().out) == {"results": []}
 
 
@@ -254,6 +374,7 @@ def test_interrupted_at_once(
         (["--hidden", "9"], "--hidden 8,6", "9"),
         (["--batch-size", "7"], "--batch-size 32", "7"),
         (["--lr", "0.5"], "--lr 0.001", "0.5"),
+        (["--param-dtype", "float16"], "--param-dtype float32", "float16"),
     ],
 )
 def test_resume_refuses_another_run(
@@ -321,22 +442,42 @@ WRITE = "np.savez(path, x=features, y=classes)"
         ),
         ({"x": X[:, :0], "y": Y}, "x has shape (20, 0); expected (samples, features): x.reshape(len(x), -1)"),
         (
-            {"x": X, "y": Y / 2},
-            "y has dtype float64; expected the number of each sample's class: y.astype(np.int64)",
+            {"x": X, "y": Y * 1j},
+            "y has dtype complex128; expected whole numbers or text for classes, y.astype(np.int64) or y.astype(str), "
+            "or floats to predict as numbers",
+        ),
+        (
+            {"x": X, "y": np.where(np.arange(20) == 7, np.nan, 0.5)},
+            "y[7] is nan; expected finite float32 numbers: drop or correct the sample",
+        ),
+        (
+            {"x": X, "y": np.where(np.arange(20) == 7, 1e300, 0.5)},
+            "y[7] is 1e+300; expected finite float32 numbers: drop or correct the sample",
+        ),
+        ({"x": X, "y": Y * 0 + 0.5}, "y holds only the number 0.5; expected at least 2 numbers"),
+        (
+            {"x": X, "y": np.arange(20)},
+            "y holds 20 classes in 20 samples; expected several samples of each: give --task regression if they are "
+            "numbers to predict, or --task classification if they are classes nevertheless",
+        ),
+        (
+            {"x": X, "y": np.arange(20).astype(str)},
+            "y holds 20 classes in 20 samples; expected several samples of each: give labels that repeat, "
+            "or --task classification if they are classes nevertheless",
         ),
         (
             {"x": X, "y": np.eye(2, dtype=int)[Y]},
             "y has shape (20, 2); expected (samples,): y.ravel(), or y.argmax(axis=1) if it is one-hot",
         ),
-        ({"x": X, "y": Y[1:]}, "x has 20 samples and y 19; expected one class for each sample"),
+        ({"x": X, "y": Y[1:]}, "x has 20 samples and y 19; expected one class or number for each sample"),
         ({"x": X[:9], "y": Y[:9]}, "9 samples; expected at least 10, a fifth of them for the test"),
         (
             {"x": NAN, "y": Y},
-            "x[2, 1] is nan; expected finite float32 numbers: drop or mend the sample",
+            "x[2, 1] is nan; expected finite float32 numbers: drop or correct the sample",
         ),
         (
             {"x": HUGE, "y": Y},
-            "x[2, 1] is 1e+300; expected finite float32 numbers: drop or mend the sample",
+            "x[2, 1] is 1e+300; expected finite float32 numbers: drop or correct the sample",
         ),
         (
             {"x": X, "y": Y - 1},
@@ -364,7 +505,7 @@ def test_files_that_are_no_data(capsys: pytest.CaptureFixture[str], data: str) -
     for content in (b"", b"1,2,3\n", whole[:300], whole[:-30]):
         Path(data).write_bytes(content)
         assert refused(capsys, ["train", "--data", data]) == (
-            f"--data {data}: not an .npz file; expected one written by {WRITE}"
+            f"--data {data}: not an .npz file; expected one written by {WRITE}, or a CSV file whose name ends in .csv"
         )
     Path(data).write_bytes(whole[:400] + b"\xff" + whole[401:])
     message = refused(capsys, ["train", "--data", data])
@@ -373,11 +514,21 @@ def test_files_that_are_no_data(capsys: pytest.CaptureFixture[str], data: str) -
     assert refused(capsys, ["train", "--data", data]) == f"[Errno 2] No such file or directory: '{data}'"
 
 
-def test_without_scikit_learn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: list[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert refused(capsys, ["train"]) == (
         "the handwritten digits come with scikit-learn (import of sklearn.datasets halted; None in sys.modules); "
         "pip install 'proptim[demo]', or train on --data FILE.npz"
+    )
+    monkeypatch.delitem(sys.modules, "proptim.sklearn", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main(tiny) == 1
+    assert capsys.readouterr().err == (
+        "proptim train: the network is scikit-learn's (proptim.sklearn needs scikit-learn (import of sklearn halted; "
+        "None in sys.modules): pip install 'proptim[sklearn]'); pip install 'proptim[demo]', or write a loop: "
+        "docs/start.md\n"
     )
 
 
@@ -388,17 +539,33 @@ def test_features_of_any_scale_and_type(tmp_path: Path, x: type) -> None:
     values[:, 2] = 7
     np.savez(path, x=values.astype(x), y=Y + 5)
     samples = load_samples(path, seed=0)
-    assert (samples.x.dtype, samples.classes, len(samples.x), len(samples.test_x)) == (np.float32, 2, 16, 4)
+    assert (samples.x.dtype, samples.classes.tolist(), len(samples.x), len(samples.test_x)) == (
+        np.float32,
+        [5, 6],
+        16,
+        4,
+    )
     assert np.abs(samples.x).max(axis=0).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--optimizer", "adm"], f"argument --optimizer: 'adm' is unknown; expected {', '.join(OPTIMIZERS)}, or all"),
+        (
+            ["--optimizer", "adm"],
+            f"argument --optimizer: 'adm' is unknown; did you mean 'adam'? Expected {', '.join(OPTIMIZERS)}, or all",
+        ),
+        (
+            ["--optimizer", "newton"],
+            f"argument --optimizer: 'newton' is unknown; expected {', '.join(OPTIMIZERS)}, or all",
+        ),
         (["--epochs", "0"], "argument --epochs: '0' is not a whole number of at least 1"),
         (["--hidden", "8,"], "argument --hidden: '' is not a whole number of at least 1"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number of at least 0"),
+        (["--test", "f"], "--test is for data of your own: give --data too"),
+        (["--target", "y"], "--target is for data of your own: give --data too"),
+        (["--task", "regression"], "--task is for data of your own: give --data too"),
+        (["--data", "f", "--test", "g", "--save", "g"], "--save would overwrite the data in g"),
         (["--optimizer", "adam,sgd", "--save", "f"], "--save and --resume take one optimizer, not 2: adam, sgd"),
         (["--optimizer", "adam,sgd", "--resume", "f"], "--save and --resume take one optimizer, not 2: adam, sgd"),
         (

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from proptim._files import whole
+
 if TYPE_CHECKING:
     from proptim.cli._run import Run
 
 LINES = 10  # of progress in a log: enough to see that it moves
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes (the yellow made darker, to be seen on white);
-# dashes where curves of --optimizer all lie on one another.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart (the yellow is darker here, to be visible on
+# white); dashed where curves of --optimizer all coincide.
 STYLES = (
     ("#0072b2", "-"),
     ("#d55e00", "-"),
@@ -29,13 +31,13 @@ STYLES = (
     ("#000000", ":"),
     ("#a89f00", "-"),
 )
-LOSS_FLOOR = 1e-11  # drawn for a loss of 0; the least other one is 6e-8, a float32 step below 1, in 1,438 samples
-PANEL, MARGIN = (4.2, 3.0), 1.5  # inches: one set of axes, and the room beside it for names
+LOSS_FLOOR = 1e-11  # drawn for a loss of 0; the least other loss is 6e-8 (one float32 step below 1) in 1,438 samples
+PANEL, MARGIN = (4.2, 3.0), 1.5  # inches: one set of axes, and the space to the right of it for names
 NAME_GAP = 0.055  # of a panel's height: a line of text
 
 
 def require(module: str, purpose: str, otherwise: str) -> ModuleType:
-    """Import a module that comes with the `demo` extra."""
+    """Import a module that the `demo` extra installs."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -44,7 +46,7 @@ def require(module: str, purpose: str, otherwise: str) -> ModuleType:
 
 @contextmanager
 def progress(runs: Sequence[Run], title: str, stream: TextIO | None) -> Iterator[Callable[[Run], None]]:
-    """A function to call after every epoch: it moves a bar on a terminal, or prints a line now and then."""
+    """A function to call after every epoch: it moves a bar on a terminal, else it prints a line from time to time."""
     if stream is None:
         yield lambda run: None
         return
@@ -72,8 +74,8 @@ def progress(runs: Sequence[Run], title: str, stream: TextIO | None) -> Iterator
 
 
 def _rich(stream: TextIO) -> Any:
-    """The package, if it is to draw on this stream."""
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
+    """The package rich, if it can draw on this stream; else None."""
+    if not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):  # no terminal that can move its cursor
         return None
     try:
         importlib.import_module("rich.progress")
@@ -83,18 +85,19 @@ def _rich(stream: TextIO) -> Any:
 
 
 def _state(run: Run) -> str:
-    return f"loss {run.loss[-1]:.1e}  test accuracy {run.test_accuracy[-1]:6.1%}"
+    return f"loss {run.loss[-1]:.1e}  test {run.score_name} {run.score_text():>6}"
 
 
 def table(runs: Sequence[Run]) -> str:
     """One row for each run."""
-    rows = [("optimizer", "test accuracy", "loss", "epochs", "steps", "seconds", "in the optimizer")]
+    name = runs[0].score_name if runs else "accuracy"
+    rows = [("optimizer", f"test {name}", "loss", "epochs", "steps", "seconds", "in the optimizer")]
     for run in runs:
         share = run.optimizer_seconds / run.seconds
         rows.append(
             (
                 run.name,
-                f"{run.test_accuracy[-1]:.1%}",
+                "diverged" if run.diverged else run.score_text(),
                 f"{run.loss[-1]:.1e}",
                 str(len(run.loss)),
                 str(run.steps),
@@ -110,7 +113,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run], title: str, path: str) -> None:
-    """Training loss above test accuracy; a column for mini-batches, one for Rprop's full batches."""
+    """Training loss above test score; a column for mini-batches, one for Rprop's full batches."""
     families = {
         "mini-batches": [run for run in runs if not run.full_batch],
         "full batches, one step an epoch": [run for run in runs if run.full_batch],
@@ -130,11 +133,15 @@ def draw(runs: Sequence[Run], title: str, path: str) -> None:
         wspace=MARGIN / PANEL[0],
         hspace=0.3 / PANEL[1],
     )
+    score = runs[0].score_name
     axes[0, 0].set(ylabel="training loss", yscale="log")
-    # The worst of the final errors takes a quarter of the height, so that the ends can be told apart.
-    worst = 1 - min(run.test_accuracy[-1] for run in runs)
-    axes[1, 0].set(ylabel="test accuracy", ylim=(max(0, 1 - 4 * max(worst, 0.01)), 1))
-    axes[1, 0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    # The largest of the final errors takes a quarter of the height, so that the ends of the curves are distinct. An
+    # accuracy is never below 0, and an R2 below -1 says only that nothing was learned.
+    worst = max((1 - run.test_score[-1] for run in runs if not run.diverged), default=1)
+    lowest = 0 if score == "accuracy" else -1
+    axes[1, 0].set(ylabel=f"test {score}", ylim=(max(lowest, 1 - 4 * max(worst, 0.01)), 1))
+    if score == "accuracy":
+        axes[1, 0].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     panels = []
     for (above, below), (heading, members) in zip(axes.T, families.items(), strict=True):
         above.set_title(heading)
@@ -144,7 +151,7 @@ def draw(runs: Sequence[Run], title: str, path: str) -> None:
         panels.append(
             (
                 below,
-                [(f"{run.name} {run.test_accuracy[-1]:.1%}", np.array(run.test_accuracy)) for run in members],
+                [(f"{run.name} {run.score_text()}", np.array(run.test_score)) for run in members],
             )
         )
     for panel, curves in panels:
@@ -152,26 +159,27 @@ def draw(runs: Sequence[Run], title: str, path: str) -> None:
         panel.grid(axis="y", alpha=0.25)
         for (colour, style), (_, values) in zip(STYLES, curves, strict=False):
             panel.plot(range(1, len(values) + 1), values, style, color=colour)
-    for panel, curves in panels:  # after all is drawn, for panels share their limits
+    for panel, curves in panels:  # only after all curves are drawn, because panels share their limits
         _name_ends(panel, curves)
-    figure.savefig(path)
+    with whole(path) as temporary:
+        figure.savefig(temporary)
 
 
 def _name_ends(panel: Any, curves: list[tuple[str, NDArray[Any]]]) -> None:
-    """Write the name of each curve to the right of its end, moved apart where names would overlap."""
+    """Write the name of each curve to the right of its end; move names apart that would overlap."""
     panel.autoscale_view()
     to_panel = panel.transData + panel.transAxes.inverted()
     names = []
     for (colour, _), (name, values) in zip(STYLES, curves, strict=False):
         finite = np.flatnonzero(np.isfinite(values))
-        if len(finite):  # a loss that overflowed at once leaves no curve
+        if len(finite):  # a loss that overflowed in the first epoch has no curve
             end = finite[-1] + 1, values[finite[-1]]
             names.append((to_panel.transform(end)[1], end, name, colour))
     names.sort()
     heights = [height for height, *_ in names]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + NAME_GAP)
-    for i in reversed(range(len(heights))):  # what was pushed out at the top comes back down
+    for i in reversed(range(len(heights))):  # move names that were pushed beyond the top down again
         heights[i] = min(heights[i], 1 - (len(heights) - 1 - i) * NAME_GAP)
     for height, (_, end, name, colour) in zip(heights, names, strict=True):
         panel.annotate(

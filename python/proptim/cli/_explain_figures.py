@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 
-from proptim.cli._explain_points import ALPHAS, OFF_RIDGE, Batches, Landscapes, Sizes
+from proptim._files import whole
+from proptim.cli._explain_points import ALPHAS, FIGURES, OFF_RIDGE, Batches, Landscapes, Sizes
 
-# Okabe & Ito (2008): told apart with every kind of colour blindness. An optimizer keeps its colour.
+# Okabe & Ito (2008): distinct with every kind of colour blindness. An optimizer has the same colour in all figures.
 COLOURS = {
     "SGD": "#000000",
     "Rprop": "#D55E00",
@@ -43,16 +44,14 @@ DPI = 150
 def draw(out: Path, sizes: Sizes, batches: Batches, landscapes: Landscapes) -> list[Path]:
     """Draw the three figures into the directory `out`."""
     with rc_context(STYLE):
-        figures = {
-            out / "1_sizes.png": draw_sizes(sizes),
-            out / "2_mini_batches.png": draw_batches(batches),
-            out / "3_condition_and_saddle.png": draw_landscapes(landscapes),
-        }
-        for path, figure in figures.items():
+        figures = [draw_sizes(sizes), draw_batches(batches), draw_landscapes(landscapes)]
+        paths = [out / name for name in FIGURES]
+        for path, figure in zip(paths, figures, strict=True):
             for axes in figure.axes:
-                axes.minorticks_off()  # scales of many decades need none
-            figure.savefig(path, dpi=DPI)
-    return list(figures)
+                axes.minorticks_off()  # axes that span many decades need no minor ticks
+            with whole(path) as temporary:
+                figure.savefig(temporary, dpi=DPI)
+    return paths
 
 
 def headline(figure: Figure | SubFigure, text: str) -> None:
@@ -75,7 +74,7 @@ def draw_sizes(p: Sizes) -> Figure:
     figure = Figure(figsize=(14, 6.2))
     headline(
         figure,
-        "Gradients a billionfold apart: no learning rate suits both weights, Rprop needs only their signs",
+        "Gradients that differ by a factor of a billion: no learning rate suits both weights, Rprop needs only signs",
     )
     left, right = figure.subplots(1, 2)
     steps = np.arange(1, p.steps + 1)
@@ -97,7 +96,7 @@ def draw_sizes(p: Sizes) -> Figure:
     say(left, 4, 1e-4, f"SGD's first steps:\n{p.sgd_ratio / 1e9:.1f} billion times\napart", va="center")
     left.set(yscale="log", ylim=(2e-8, 3e4), xlim=(-2, p.steps + 2), xlabel="steps")
     left.set_ylabel("distance moved from the start")
-    left.set_title(f"SGD (lr {p.sgd_lrs[0]:g}) brings one weight home and forgets the other")
+    left.set_title(f"SGD (lr {p.sgd_lrs[0]:g}) takes one weight to the minimum, hardly moves the other")
 
     moves = np.abs(np.diff(p.paths["Rprop"][:, 0]))
     largest, smallest = p.rprop_moves["largest"], p.rprop_moves["smallest"]
@@ -120,7 +119,7 @@ def draw_batches(p: Batches) -> Figure:
     figure = Figure(figsize=(14, 6.2))
     headline(
         figure,
-        "Gradients that cancel: Rprop counts signs and drifts off; RMSprop drifts less, least with alpha near 1",
+        "Gradients that cancel: Rprop uses only signs and drifts off; RMSprop drifts less, least with alpha near 1",
     )
     left, middle, right = figure.subplots(1, 3, width_ratios=[0.7, 1.7, 1])
     share = p.drift_over_travel
@@ -178,7 +177,7 @@ def draw_landscapes(p: Landscapes) -> Figure:
     figure = Figure(figsize=(14, 10.5))
     headline(
         figure,
-        "Dividing by the recent size of the gradient keeps the pace, dividing by its whole past loses it",
+        "Dividing by the recent size of the gradient keeps the speed, dividing by its whole past loses it",
     )
     (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.1])
     top.suptitle(

@@ -1,4 +1,4 @@
-"""The three points of the RMSprop story, measured: every move here is made by one of our optimizers."""
+"""The three experiments of `proptim explain`; every move is made by an optimizer of proptim."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ SGD_LRS = (0.1, 1e8)  # a first move of 100 for the steep weight, and for the fl
 BATCHES = (*[0.1] * 9, -0.9)
 CYCLES = 20
 ALPHAS = (0.9, 0.99, 0.999)
+FIGURES = ("1_sizes.png", "2_mini_batches.png", "3_condition_and_saddle.png")
 
-# Point 3: one learning rate for Adagrad, RMSprop and Adam; SGD gets what theory gives it for each landscape.
+# Point 3: one learning rate for Adagrad, RMSprop and Adam; SGD gets the one that theory recommends for each landscape.
 LR = 0.05
 CONDITION = 1000.0
-NEAR = 0.1  # arrived: this close to the minimum; RMSprop circles it at about LR / 2
+NEAR = 0.1  # a run has arrived when it is this close to the minimum; RMSprop oscillates at a distance of about LR / 2
 RIDGES = (1e-3, 1e-6)
 OFF_RIDGE = 0.5  # half way to the minimum at 1
 PATIENCE = 2500  # steps; the slowest run that arrives takes about 2000
@@ -69,7 +70,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Landscapes:
-    """A ravine, a saddle and an endless slope. None: not arrived within `patience` steps."""
+    """A ravine, a saddle and an endless slope. None: the run did not arrive within `patience` steps."""
 
     lr: float
     condition: float
@@ -144,13 +145,13 @@ def batches() -> Batches:
         return follow(make, [0.0], lambda w: next(stream), CYCLES * len(BATCHES))[:, 0]
 
     def rmsprop(alpha: float) -> Make:
-        # The average begins as if in the middle of training: how it fills up is not the point here.
+        # Start the average as if in the middle of training: the experiment is not about how it fills up.
         mean_square = float(np.mean(np.square(BATCHES)))
         return lambda p: proptim.RMSprop(p, lr=3e-3, alpha=alpha, initial_square_avg=mean_square)
 
     paths = {
         "SGD": run(lambda p: proptim.SGD(p, lr=1e-2)),
-        # Equal bounds hold the step size: Hinton supposes that it hardly changes within ten mini-batches.
+        # Equal bounds keep the step size constant: Hinton supposes that it hardly changes within ten mini-batches.
         "Rprop": run(lambda p: proptim.Rprop(p, lr=1e-3, step_sizes=(1e-3, 1e-3))),
         "Rprop, adapting": run(lambda p: proptim.Rprop(p, lr=1e-3)),
         **{f"RMSprop, alpha {alpha}": run(rmsprop(alpha)) for alpha in ALPHAS},

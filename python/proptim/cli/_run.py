@@ -1,19 +1,21 @@
-"""A training run of `proptim train`: the optimizers, the loop, and the file that a run is kept in."""
+"""A training run of `proptim train`: the optimizers, the loop, and the file that a run is saved in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
 import proptim
-from proptim import checkpoint
-from proptim.cli._digits import Perceptron, Samples
+from proptim import _model, checkpoint
+from proptim._arrays import Array
+from proptim.cli._console import require
+from proptim.cli._samples import TASKS, Samples
 from proptim.rprop import VARIANTS
 
 # The published learning rates do well here. SGD has none: its rate always belongs to the task.
@@ -21,21 +23,29 @@ SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "sgd": {"sgd": {"lr": 0.1}},
     "rprop": {variant: {"variant": variant} for variant in VARIANTS},
 }
-OPTIMIZERS: dict[str, tuple[Callable[..., proptim.Optimizer], dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[type[proptim.Optimizer], dict[str, Any]]] = {
     name: (cls, options)
     for rule, cls in proptim.OPTIMIZERS.items()
     for name, options in SPECIAL.get(rule, {rule: {}}).items()
 }
+PARAM_DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""What weights may be; a network with weights of 16 bits computes in float32."""
+SCORES = {"classification": "accuracy", "regression": "R2"}
+"""What is measured on the test samples: the share of correct classes; or the coefficient of determination."""
 
 
 def full_batch(name: str) -> bool:
-    """Rprop looks at signs alone, and those of mini-batches are mostly noise."""
+    """Whether it is Rprop, which uses only signs, and those of mini-batch gradients are mostly noise."""
     return OPTIMIZERS[name][0] is proptim.Rprop
+
+
+class Diverged(Exception):
+    """Loss or weights are no longer finite."""
 
 
 @dataclass
 class Run:
-    """The training of one optimizer: what it is, and how far it has come."""
+    """The training run of one optimizer: its settings and its progress."""
 
     name: str
     seed: int
@@ -44,23 +54,48 @@ class Run:
     digest: int
     epochs: int
     lr: float | None = None  # the optimizer's own
+    task: str = TASKS[0]
+    param_dtype: str = PARAM_DTYPES[0]
     steps: int = 0
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     loss: list[float] = field(default_factory=list)
-    test_accuracy: list[float] = field(default_factory=list)
+    test_score: list[float] = field(default_factory=list)
 
     @property
     def full_batch(self) -> bool:
         """Whether every step sees all samples."""
         return full_batch(self.name)
 
+    @property
+    def network_dtype(self) -> str:
+        """What the network computes in."""
+        return "float64" if self.param_dtype == "float64" else "float32"
+
+    @property
+    def score_name(self) -> str:
+        """What `test_score` is."""
+        return SCORES[self.task]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended before the last epoch because its numbers were not finite."""
+        return bool(self.loss) and not math.isfinite(self.test_score[-1])
+
+    def score_text(self) -> str:
+        """The last score, formatted."""
+        return f"{self.test_score[-1]:.1%}" if self.score_name == "accuracy" else f"{self.test_score[-1]:.3f}"
+
     def result(self) -> dict[str, Any]:
         """What --json prints."""
+        score = f"test_{self.score_name.lower()}"
+        loss, scores = ([x if math.isfinite(x) else None for x in xs] for xs in (self.loss, self.test_score))
         return {
             "name": self.name,
-            "test_accuracy": self.test_accuracy[-1],
-            "loss": self.loss[-1] if math.isfinite(self.loss[-1]) else None,
+            "task": self.task,
+            score: scores[-1],
+            "loss": loss[-1],
+            "diverged": self.diverged,
             "epochs": len(self.loss),
             "steps": self.steps,
             "seconds": self.seconds,
@@ -68,59 +103,113 @@ class Run:
             "lr": self.lr,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "param_dtype": self.param_dtype,
+            "history": {"loss": loss, score: scores},
         }
 
 
-def build(
-    run: Run, backend: Literal["c", "numba", "numpy"] | None, threads: int | None
-) -> tuple[Perceptron, proptim.Optimizer]:
-    """The network as the seed draws it, and the optimizer bound to it."""
-    network = Perceptron(run.sizes, run.seed)
+def build(run: Run, data: Samples, backend: Literal["c", "numba", "numpy"] | None, threads: int | None) -> Any:
+    """The estimator, not fitted yet."""
+    door = require("proptim.sklearn", "the network is scikit-learn's", "write a loop: docs/start.md")
     rule, options = OPTIMIZERS[run.name]
-    if run.lr is not None:
-        options = {**options, "lr": run.lr}
-    optimizer = rule(network.params, grads=network.grads, backend=backend, threads=threads or "auto", **options)
-    run.lr = optimizer.lr
-    return network, optimizer
+    options = {**options, "backend": backend, "threads": threads or "auto"}
+    lr = options.pop("lr", None)
+    make = door.MLPClassifier if run.task == "classification" else door.MLPRegressor
+    estimator = make(
+        run.sizes[1:-1],
+        optimizer=rule,
+        lr=lr if run.lr is None else run.lr,
+        optimizer_options=options,
+        batch_size=min(run.batch_size, len(data.y)),
+        shuffle=False,
+        # Any whole number, where random_state=seed takes 32 bits.
+        random_state=np.random.RandomState(np.random.MT19937(run.seed)),
+    )
+    estimator._param_dtype = run.param_dtype
+    return estimator
 
 
-def train(run: Run, network: Perceptron, data: Samples, optimizer: proptim.Optimizer) -> Iterator[None]:
-    """Train up to `run.epochs`; yields after every epoch."""
+def train(run: Run, estimator: Any, data: Samples) -> Iterator[None]:
+    """Train up to `run.epochs`; yields after every epoch. Raises Diverged if the loss or weights are not finite."""
+    classes = {} if data.classes is None else {"classes": np.arange(len(data.classes))}
+    x = data.x.astype(run.network_dtype, copy=False)
     for epoch in range(len(run.loss) + 1, run.epochs + 1):
-        # Drawn from seed and epoch alone, so that a resumed run meets the same batches.
+        # Depends only on seed and epoch, so that a resumed run has the same batches.
         order = np.random.default_rng((run.seed, epoch)).permutation(len(data.y))
-        start, stepping, total = perf_counter(), 0.0, 0.0
-        for first in range(0, len(order), run.batch_size):
-            batch = order[first : first + run.batch_size]
-            loss = network.backward(data.x[batch], data.y[batch])  # fills the gradients that are bound
-            before = perf_counter()
-            optimizer.step(loss=loss)
-            stepping += perf_counter() - before
-            total += loss * len(batch)
+        stepping = estimator._optimizer.seconds if epoch > 1 else 0.0
+        start = perf_counter()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Training interrupted by user")  # scikit-learn's, for a KeyboardInterrupt
+            try:
+                estimator.partial_fit(x[order], data.y[order], **classes)
+            except UserWarning:
+                raise KeyboardInterrupt from None
+            except ValueError:
+                if not hasattr(estimator, "coefs_") or _finite(estimator):
+                    raise
         run.seconds += perf_counter() - start
-        run.optimizer_seconds += stepping
-        run.steps = optimizer.steps
-        run.test_accuracy.append(network.accuracy(data.test_x, data.test_y))
-        run.loss.append(total / len(order))
+        run.optimizer_seconds += estimator._optimizer.seconds - stepping
+        run.steps = estimator.optimizer_.steps
+        run.lr = float(estimator.optimizer_.lr)
+        loss = float(estimator.loss_curve_[-1])
+        finite = math.isfinite(loss) and _finite(estimator)
+        run.test_score.append(_score(estimator, data) if finite else math.nan)
+        run.loss.append(loss if finite else math.nan)
         yield
+        if run.diverged:
+            raise Diverged
 
 
-def save(path: str, run: Run, network: Perceptron, optimizer: proptim.Optimizer) -> None:
-    """Write the optimizer's checkpoint with each parameter beside its state, and the run."""
-    saved = optimizer.state_dict()
-    for i, param in enumerate(network.params):
-        saved["state"][i]["param"] = param
+def _finite(estimator: Any) -> bool:
+    return all(np.isfinite(weights).all() for weights in estimator.coefs_ + estimator.intercepts_)
+
+
+def _score(estimator: Any, data: Samples) -> float:
+    predicted = estimator.predict(data.test_x.astype(estimator.coefs_[0].dtype, copy=False))
+    if data.classes is not None:
+        return float(np.mean(predicted == data.test_y))
+    return r2(data.test_y, predicted)
+
+
+def r2(y: Array, predicted: Array) -> float:
+    """The coefficient of determination: 1 - squared error over that of the mean of y."""
+    y, predicted = y.astype(np.float64), predicted.astype(np.float64)
+    error, spread = np.sum((y - predicted) ** 2), np.sum((y - y.mean()) ** 2)
+    return float(1 - error / spread) if spread else float(error == 0)
+
+
+def save(path: str, run: Run, estimator: Any, data: Samples) -> None:
+    """Write the optimizer's checkpoint, with each parameter next to its state, the model, and the run."""
+    model = _model.Model(
+        activation=estimator.activation,
+        classes=None if data.classes is None else data.classes.tolist(),
+        features=data.features,
+        mean=data.mean.tolist(),
+        scale=data.scale.tolist(),
+        y_mean=data.y_mean,
+        y_scale=data.y_scale,
+    )
+    saved = _model.dump(estimator.optimizer_.state_dict(), model, estimator.coefs_ + estimator.intercepts_)
     checkpoint.write(path, {**saved, "run": asdict(run)})
 
 
-def load(path: str) -> tuple[Run, dict[str, Any]]:
+Saved = tuple[list[Array], dict[str, Any]]
+"""The parameters in a file, and the state_dict."""
+
+
+def load(path: str) -> tuple[Run, Saved]:
     """What `save` wrote; ValueError for anything else."""
     try:
         saved = checkpoint.read(path)
-        return _parse(saved), saved
+        run = _parse(saved)
+        _, params = _model.parse(saved)
+        shapes = [*zip(run.sizes[:-1], run.sizes[1:], strict=True), *((size,) for size in run.sizes[1:])]
+        if [p.shape for p in params] != shapes or params[0].dtype != run.network_dtype:
+            raise ValueError(f"it holds no {run.network_dtype} layers of {run.sizes}")
     except ValueError as error:
         reason = error.__cause__ or error
         raise ValueError(f"{path} cannot be resumed ({reason}); expected a file that --save wrote") from error
+    return run, (params, saved)
 
 
 def _parse(saved: dict[str, Any]) -> Run:
@@ -128,34 +217,35 @@ def _parse(saved: dict[str, Any]) -> Run:
     if "run" not in saved:
         raise ValueError("it holds an optimizer and no run")
     given = saved.pop("run")
-    if not isinstance(given, dict) or given.keys() != {each.name for each in fields(Run)}:
-        raise ValueError("its run has not the fields of a run")
+    names = {each.name for each in fields(Run)}
+    # Files of earlier versions have no param_dtype; it was float32.
+    if not isinstance(given, dict) or given.keys() | {"param_dtype"} != names:
+        raise ValueError("its run does not have the fields of a run")
     run = Run(**given)
-    if not all(isinstance(each, list) for each in (run.sizes, run.loss, run.test_accuracy)):
-        raise ValueError("its run has no lists of sizes, loss and test_accuracy")
+    if not all(isinstance(each, list) for each in (run.sizes, run.loss, run.test_score)):
+        raise ValueError("its run does not have lists of sizes, loss and test_score")
     counts = [run.batch_size, run.epochs, run.seed, run.digest, run.steps, *run.sizes]
-    numbers = [run.lr, run.seconds, run.optimizer_seconds, *run.loss, *run.test_accuracy]
-    if not all(type(each) is int and each >= 0 for each in counts) or not all(type(each) is float for each in numbers):
-        raise ValueError("its run has values that are no counts or numbers")
-    known = run.name in [*OPTIMIZERS]  # in the dict, what cannot be hashed would be an error
-    if not known or not 0 < len(run.loss) == len(run.test_accuracy) or 0 in counts[:2]:
-        raise ValueError("its run has no epochs, or an optimizer that is not known")
-    shapes = [shape for sizes in pairwise(run.sizes) for shape in (sizes, sizes[1:])]
-    params = [entry.get("param") if isinstance(entry, dict) else None for entry in saved["state"].values()]
-    if len(shapes) < 2 or [getattr(p, "shape", None) for p in params] != shapes:
-        raise ValueError(f"it holds no layers of {run.sizes}")
+    numbers = [run.lr, run.seconds, run.optimizer_seconds, *run.loss, *run.test_score]
+    if not all(type(each) is int and each >= 0 for each in counts) or not all(
+        type(each) is float and math.isfinite(each) for each in numbers
+    ):
+        raise ValueError("its run has values that are not counts or numbers")
+    # In lists, because the values may be unhashable.
+    known = run.name in [*OPTIMIZERS] and run.task in [*TASKS] and run.param_dtype in [*PARAM_DTYPES]
+    if not known or not 0 < len(run.loss) == len(run.test_score) or 0 in counts[:2] or len(run.sizes) < 2:
+        raise ValueError("its run has no epochs, or an unknown optimizer, task or param_dtype")
     return run
 
 
-def restore(path: str, saved: dict[str, Any], network: Perceptron, optimizer: proptim.Optimizer) -> None:
-    """Put network and optimizer where they were."""
-    params = [saved["state"][i].pop("param") for i in range(len(network.params))]
+def restore(path: str, saved: Saved, estimator: Any, data: Samples) -> None:
+    """Restore the weights and the optimizer."""
+    door = require("proptim.sklearn", "the network is scikit-learn's", "write a loop: docs/start.md")
+    params, state = saved
+    params = [param.copy() for param in params]
+    layers = len(params) // 2
+    classes = None if data.classes is None else np.arange(len(data.classes))
     try:
-        for i, (param, kept) in enumerate(zip(network.params, params, strict=True)):
-            if kept.dtype != param.dtype:
-                raise TypeError(f"param of state {i} is {kept.dtype.name}; expected {param.dtype.name}")
-        optimizer.load_state_dict(saved)
+        door.restore(estimator, params[:layers], params[layers:], classes, state)
+        estimator.optimizer_  # noqa: B018 - made and loaded now, not at the first step
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit this {type(optimizer).__name__}: {error}") from error
-    for param, kept in zip(network.params, params, strict=True):
-        param[...] = kept
+        raise ValueError(f"{path} does not fit this {estimator.optimizer.__name__}: {error}") from error
