@@ -1,6 +1,8 @@
 # proptim.h and proptim_python.h for Cython: `from proptim cimport proptim_api, proptim_import`, compiled with
-# proptim.get_include() among the include directories. What they make of rules.def and stages.def is in rules.pxd.
+# proptim.get_include() among the include directories. The names that rules.def and stages.def define are in rules.pxd.
 # Call the functions through the table that proptim_import() returns, or link proptim::proptim and call them by name.
+from libc.stdint cimport int64_t
+
 cdef extern from "proptim.h" nogil:
     enum:
         PROPTIM_ABI
@@ -9,40 +11,57 @@ cdef extern from "proptim.h" nogil:
         PROPTIM_MAX_STAGES
         PROPTIM_MAX_DIMS
         PROPTIM_BLOCK
+        PROPTIM_DENSE
         PROPTIM_PARAMS
         PROPTIM_GRADS
         PROPTIM_STATE
         PROPTIM_RULES
         PROPTIM_STAGES
+        PROPTIM_FORMATS
     ctypedef int proptim_dtype
+    ctypedef int proptim_format
     ctypedef int proptim_rule
     ctypedef int proptim_stage
     ctypedef int proptim_ran
     proptim_dtype PROPTIM_F32, PROPTIM_F64
+    proptim_format PROPTIM_PLAIN, PROPTIM_STEPS, PROPTIM_BF16, PROPTIM_F16, PROPTIM_SPLIT
+    proptim_format PROPTIM_BF16_MASTER, PROPTIM_F16_MASTER, PROPTIM_FLOAT32, PROPTIM_FLOAT64
     proptim_ran PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED
     ctypedef void *proptim_array
     ctypedef void proptim_kernel(void *const *arrays, const double *coefs, size_t n)
     ctypedef struct proptim_isa:
         pass
+    ctypedef struct proptim_plane_array:
+        void *planes[2]
+        ptrdiff_t *strides[2]
+        unsigned char format
     ctypedef struct proptim_segment:
-        void *arrays[5]
         size_t size
         proptim_dtype dtype
         unsigned row
         int ndim
         unsigned dense
         size_t *shape
-        ptrdiff_t *strides[5]
+        proptim_plane_array arrays[PROPTIM_MAX_ARRAYS]
     ctypedef struct proptim_row:
-        double coefs[16]
-        double stages[16]
+        double coefs[PROPTIM_MAX_COEFS]
+        double stages[PROPTIM_MAX_STAGES]
         int active
+    ctypedef struct proptim_table:
+        proptim_segment first
+        size_t count
+        size_t length
+        ptrdiff_t strides[PROPTIM_MAX_ARRAYS][2]
+        size_t distinct
+        const size_t *entries
+        const size_t *starts
     ctypedef struct proptim_view:
-        const void *data
+        const void *planes[2]
         proptim_dtype dtype
         int ndim
         const ptrdiff_t *shape
-        const ptrdiff_t *strides
+        const ptrdiff_t *strides[2]
+        unsigned char format
     ctypedef void proptim_task(void *data, int part, int parts)
     ctypedef proptim_ran proptim_parallel(proptim_task *task, void *data, int parts, int threads)
 
@@ -55,6 +74,17 @@ cdef extern from "proptim.h" nogil:
     size_t proptim_reduce_partials(const proptim_view *views, size_t count)
     double proptim_reduce(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials,
                           int *finite, int threads, proptim_parallel *parallel)
+    void proptim_reduce_blocks(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials,
+                               int *finite, int threads, proptim_parallel *parallel)
+    double proptim_reduce_tree(double *partials, size_t blocks)
+    void proptim_rows_layout(proptim_table *table)
+    size_t proptim_rows_scratch(size_t count)
+    size_t proptim_rows_sort(proptim_table *table, const int64_t *indices, size_t *scratch)
+    proptim_ran proptim_step_rows(const proptim_isa *isa, proptim_rule rule, const proptim_table *tables, size_t count,
+                                  const proptim_row *rows, int threads, proptim_parallel *parallel)
+    size_t proptim_reduce_rows_partials(const proptim_table *table)
+    void proptim_reduce_rows(const proptim_isa *isa, const proptim_table *table, double *partials, int *finite,
+                             int threads, proptim_parallel *parallel)
     const proptim_isa *proptim_isa_at(int index)
     const char *proptim_isa_name(const proptim_isa *isa)
     int proptim_isa_runs(const proptim_isa *isa)
@@ -62,6 +92,7 @@ cdef extern from "proptim.h" nogil:
     proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype)
     const char *proptim_rule_name(proptim_rule rule)
     const char *proptim_rule_arrays(proptim_rule rule)
+    const char *proptim_rule_marks(proptim_rule rule)
     const char *proptim_rule_coefs(proptim_rule rule)
     const char *proptim_stage_name(proptim_stage stage)
     double proptim_stage_neutral(proptim_stage stage)
@@ -83,10 +114,22 @@ cdef extern from "proptim.h" nogil:
         proptim_kernel *(*isa_kernel)(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype) noexcept nogil
         const char *(*rule_name)(proptim_rule rule) noexcept nogil
         const char *(*rule_arrays)(proptim_rule rule) noexcept nogil
+        const char *(*rule_marks)(proptim_rule rule) noexcept nogil
         const char *(*rule_coefs)(proptim_rule rule) noexcept nogil
         const char *(*stage_name)(proptim_stage stage) noexcept nogil
         double (*stage_neutral)(proptim_stage stage) noexcept nogil
         proptim_parallel *pool
+        void (*reduce_blocks)(const proptim_isa *isa, const proptim_view *views, size_t count, double *partials,
+                              int *finite, int threads, proptim_parallel *parallel) noexcept nogil
+        double (*reduce_tree)(double *partials, size_t blocks) noexcept nogil
+        void (*rows_layout)(proptim_table *table) noexcept nogil
+        size_t (*rows_scratch)(size_t count) noexcept nogil
+        size_t (*rows_sort)(proptim_table *table, const int64_t *indices, size_t *scratch) noexcept nogil
+        proptim_ran (*step_rows)(const proptim_isa *isa, proptim_rule rule, const proptim_table *tables, size_t count,
+                                 const proptim_row *rows, int threads, proptim_parallel *parallel) noexcept nogil
+        size_t (*reduce_rows_partials)(const proptim_table *table) noexcept nogil
+        void (*reduce_rows)(const proptim_isa *isa, const proptim_table *table, double *partials, int *finite,
+                            int threads, proptim_parallel *parallel) noexcept nogil
     const proptim_api *proptim_get_api()
 
 cdef extern from "proptim_python.h":

@@ -1,4 +1,4 @@
-"""Who runs the rules: the compiled core, Numba or NumPy; and on how many threads."""
+"""What runs the rules: the compiled core, Numba or NumPy; and the number of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from proptim import _numpy
 from proptim._arrays import Array
-from proptim._environment import choice
+from proptim._environment import choice, unusable
 
 BACKENDS = ("c", "numba", "numpy")
 """Best first."""
@@ -27,7 +27,7 @@ except ImportError as error:
     missing_core = f"the compiled core cannot be loaded ({error})"
 
 MAX_THREADS = 1024
-"""More than a step can use; OpenMP ends the process where it cannot start as many as it is told."""
+"""More than a step can use. There is a limit because OpenMP ends the process if it cannot start that many threads."""
 
 _told = False
 _threads: int | None = None
@@ -38,7 +38,7 @@ _forced = choice("PROPTIM_BACKEND", BACKENDS)
 
 def available_backends() -> dict[str, str]:
     """Backend -> why it cannot run here; an empty string for one that can."""
-    import importlib.util  # 2 ms, for what is seldom asked
+    import importlib.util  # takes 2 ms, and this function is rarely called
 
     no_numba = "" if importlib.util.find_spec("numba") else "Numba is not installed: pip install 'proptim[numba]'"
     return {"c": missing_core, "numba": no_numba, "numpy": ""}
@@ -67,7 +67,7 @@ def backend() -> Literal["c", "numba", "numpy"]:
     if not _told:
         _told = True
         warnings.warn(
-            f"proptim steps with {chosen}: {missing_core}; set PROPTIM_BACKEND={chosen} to say that this is wanted",
+            f"proptim uses the backend {chosen!r}: {missing_core}; set PROPTIM_BACKEND={chosen} to avoid this warning",
             RuntimeWarning,
             stacklevel=_level_outside(),
         )
@@ -76,7 +76,7 @@ def backend() -> Literal["c", "numba", "numpy"]:
 
 def _require_core() -> None:
     if missing_core:
-        raise ImportError(f"backend 'c' was asked for, but {missing_core}; expected 'numba' or 'numpy'")
+        raise ImportError(f"backend 'c' was requested, but {missing_core}; expected 'numba' or 'numpy'")
 
 
 def plan_type(name: str) -> Callable[..., Any]:
@@ -88,19 +88,30 @@ def plan_type(name: str) -> Callable[..., Any]:
         return core.Plan
     if name == "numba":
         if reason := available_backends()["numba"]:
-            raise ImportError(f"backend 'numba' was asked for, but {reason}")
+            raise ImportError(f"backend 'numba' was requested, but {reason}")
         from proptim._numba import Plan as NumbaPlan
 
         return NumbaPlan
     return _numpy.Plan
 
 
+def new_claim(name: str) -> Any:
+    """The claim of an optimizer of a backend."""
+    return core.Claim() if name == "c" else _numpy.Claim()
+
+
+def sums_of(name: str) -> Any:
+    """The module that computes sums of squares for a backend."""
+    if name == "c":
+        _require_core()
+        return core
+    return _numpy
+
+
 def sum_of_squares(grads: list[Array]) -> tuple[float, bool]:
     """Sum of squares of real arrays and whether all are finite, by the backend in use."""
-    if backend() == "c":
-        _require_core()
-        return core.sum_of_squares(grads)
-    return _numpy.sum_of_squares(grads)
+    summed: tuple[float, bool] = sums_of(backend()).sum_of_squares(grads)
+    return summed
 
 
 def isa() -> str:
@@ -114,20 +125,25 @@ def available_isas() -> tuple[str, ...]:
 
 
 def _positive(value: str | int, label: str) -> int:
-    message = f"{label} is {value!r}; expected a whole number of at least 1"
+    huge = isinstance(value, int) and abs(value) > 10**80  # so many digits that Python may refuse to write them
+    shown = "beyond 10**80" if huge else f"{value!r:.80}"
     try:
         count = int(value)
+        if count < 1 or (count <= MAX_THREADS and count != float(value)):
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(message) from None
-    if count < 1 or count != float(value):
-        raise ValueError(message)
+        raise ValueError(f"{label} is {shown}; expected a whole number of at least 1") from None
     if count > MAX_THREADS:
-        raise ValueError(f"{label} is {value!r}; expected at most {MAX_THREADS}")
+        raise ValueError(f"{label} is {shown}; expected at most {MAX_THREADS}")
     return count
 
 
 def get_num_threads() -> int:
-    """Most threads that threads="auto" uses: `set_num_threads`, PROPTIM_NUM_THREADS, OMP_NUM_THREADS, CPUs allowed."""
+    """The largest number of threads that threads="auto" uses.
+
+    It is that of `set_num_threads`, else PROPTIM_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that the
+    process may use.
+    """
     if _threads is not None:
         return _threads
     own = os.environ.get("PROPTIM_NUM_THREADS")
@@ -139,7 +155,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the most threads that optimizers made from now on use with threads="auto".
+    """Set the largest number of threads that new optimizers use with threads="auto".
 
     Parameters
     ----------
@@ -149,22 +165,25 @@ def set_num_threads(n: int) -> None:
     Raises
     ------
     ValueError
-        For anything else.
+        For any other value.
     """
     global _threads
     _threads = _positive(n, "number of threads")
 
 
 def thread_count(threads: int | str) -> tuple[int, bool]:
-    """Threads to use at most, and whether to decide by measuring."""
+    """The largest number of threads to use, and whether to choose by measuring."""
     if threads == "auto":
         return get_num_threads(), True
     return _positive(threads, "threads"), False
 
 
-get_num_threads()  # an unusable PROPTIM_NUM_THREADS is told at import, like the other two variables
+try:
+    get_num_threads()  # raise the error for an invalid PROPTIM_NUM_THREADS at import, as for the other variables
+except ValueError as error:
+    raise unusable(str(error)) from None
 
 
 def parallel_status() -> str:
-    """Whether the parallel path can be used, and why not."""
+    """Whether steps can use several threads, and if not why."""
     return missing_core or core.parallel_status()

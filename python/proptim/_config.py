@@ -12,7 +12,7 @@ from proptim._version import __version__
 
 
 def _version(package: str) -> str | None:
-    from importlib import metadata  # a tenth of a second of imports that stepping does not need
+    from importlib import metadata  # imported here because it takes a tenth of a second and steps do not need it
 
     try:
         return metadata.version(package)
@@ -31,12 +31,21 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-DOORS = {"c": "", "cython": "", "numba": "numba", "scipy": "scipy", "threadpoolctl": "threadpoolctl", "torch": "torch"}
-"""Door to another ecosystem -> the package it needs; without one it needs the compiled core."""
+DOORS = {
+    "c": "",
+    "cython": "",
+    "mpi": "mpi4py",
+    "numba": "numba",
+    "scipy": "scipy",
+    "sklearn": "sklearn",
+    "threadpoolctl": "threadpoolctl",
+    "torch": "torch",
+}
+"""Door to other software -> the package that it needs; an empty name means the compiled core."""
 
 
 def doors() -> dict[str, str]:
-    """Door -> why it is closed here; an empty string for one that is open."""
+    """Door -> why it cannot be used here; an empty string if it can."""
     from importlib.util import find_spec
 
     return {
@@ -46,7 +55,7 @@ def doors() -> dict[str, str]:
 
 
 def config() -> dict[str, Any]:
-    """Versions, backend, instruction set and why, threads, compiler, CPU, and the doors to other ecosystems."""
+    """Versions, backend and instruction set with reasons, threads, compiler, CPU, and the doors to other software."""
     reasons, closed = _backend.available_backends(), doors()
     forced_isa = os.environ.get("PROPTIM_ISA")
     build: dict[str, str] = {}
@@ -79,6 +88,7 @@ def config() -> dict[str, Any]:
         "numpy": _version("numpy"),
         "numba": _version("numba"),
         "scipy": _version("scipy"),
+        "scikit-learn": _version("scikit-learn"),
         "torch": _version("torch"),
     }
 

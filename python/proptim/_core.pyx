@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True
-"""The `c` backend: plans that hold buffers and make one C call a step.  Knows no rule by name and no NumPy ABI."""
+"""The `c` backend: plans hold buffers and make one C call per step.  It names no rule and uses no NumPy ABI."""
 
 import os
 import sys
@@ -9,16 +9,19 @@ from time import perf_counter  # cpython.time is not in the stable ABI
 
 from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
                              PyObject_GetBuffer)
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from proptim cimport *
 
-from numpy import dtype, float32, float64, ndarray
+from numpy import ascontiguousarray, dtype, float16, float32, float64, int64, ndarray, uint16
 
-from proptim._environment import choice
-from proptim._numpy import BUSY
+from proptim._environment import choice, unusable
+from proptim._formats import PAIRS, Mastered, Split, Steps
+from proptim._numpy import busy
+from proptim._rows import Rows
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef struct atomic_flag:
@@ -41,26 +44,41 @@ cdef extern from *:
     bint holds(const Py_buffer *view) nogil
     bint holds_this(const Py_buffer *view, object obj) nogil
 
+cdef extern from "Python.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
 cdef double FOREVER = float("inf")
+cdef double LARGEST_FLOAT = (2.0 - 2.0 ** -24) * 2.0 ** 127  # as rule.LARGEST
 
 cdef enum:
-    # threads="auto" measures steps of at least this many weights.  A smaller step takes about 10 us, and waking a
-    # thread costs as much as half of it could save.
+    # threads="auto" measures steps of at least this many weights.  A smaller step takes about 10 us, and to wake a
+    # thread takes as long as a second thread could save.
     AUTO_WEIGHTS = 65536
-    # Steps of one look: serial ones first, then parallel ones, as they would follow each other.  The first of each
-    # kind warms up; parallel ones are more, for a thread asleep on an idle core needs some 100 us until it helps.
-    # In the long run they are less than a hundredth of all steps, so that those of a look that finds no gain are not in
-    # their p99.
+    # Steps of one measurement: some serial ones, then parallel ones, each kind in a row as it would run otherwise.  The
+    # first step of each kind only warms up.  There are more parallel ones, because a thread that sleeps on an idle core
+    # needs about 100 us until it helps.  In the long run measurements take less than one in a hundred steps, so that
+    # parallel steps that turn out slower do not affect the 99th percentile.
     SERIAL_TRIALS = 6
     TRIALS = 24
-    # Steps from one look to the next: the machine may be busier or idler by then.  Soon at first, for a thread just
-    # started may not have come in time; then twice as many each time.
+    # Steps from one measurement to the next, because the load of the machine may change.  The second measurement comes
+    # soon, because threads that had just been started may have been late for the first; then the distance doubles.
     LOOK_SOON = 125
     LOOK_AGAIN = 2000
 
 cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one object of each native dtype
-cdef object NDARRAY = ndarray  # no look-up at every step
-process = os.getpid()
+cdef object FLOAT16 = dtype(float16), BITS = dtype(uint16)      # arrays of bfloat16 are viewed as uint16
+cdef object _bfloat16 = None    # the dtype of ml_dtypes, once an array of it has been seen
+cdef object NDARRAY = ndarray  # saves a lookup at every step
+process = os.getpid()  # the process that imported this module
+cdef object _here = process
+
+if hasattr(os, "register_at_fork"):
+    def _forked():
+        global _here
+        _here = os.getpid()
+
+    os.register_at_fork(after_in_child=_forked)
+
 NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machine's byte order in a format
 
 cdef const proptim_isa *_isa = NULL
@@ -83,18 +101,18 @@ def available_isas():
 
 
 def isa():
-    """Name of the instruction set of plans made from now on."""
+    """Name of the instruction set that new plans use."""
     return proptim_isa_name(_isa).decode()
 
 
 def use_isa(name):
-    """Take another instruction set; None for the best.  ValueError if it is unknown or does not run here."""
+    """Set the instruction set of new plans; None for the best.  ValueError if it is unknown or does not run here."""
     global _isa
     cdef bytes wanted = b"" if name is None else name.encode()
     cdef const char *pointer = NULL if name is None else <const char *>wanted
     cdef const proptim_isa *found = proptim_isa_find(pointer)
     if found is NULL:
-        raise ValueError(
+        raise unusable(
             f"PROPTIM_ISA={name} is unknown or does not run on this CPU; expected one of: {', '.join(available_isas())}"
         )
     _isa = found
@@ -104,10 +122,11 @@ use_isa(os.environ.get("PROPTIM_ISA") or None)
 
 
 def rules():
-    """Rule -> (names of its arrays, names of its coefficients), from rules.def."""
+    """Rule -> (names of its arrays, their marks, names of its coefficients), from rules.def."""
     return {
         proptim_rule_name(r).decode(): (
             tuple(proptim_rule_arrays(r).decode().strip("()").replace(" ", "").split(",")),
+            proptim_rule_marks(r).decode(),
             tuple(proptim_rule_coefs(r).decode().strip("()").replace(" ", "").split(",")),
         )
         for r in range(PROPTIM_RULES)
@@ -121,30 +140,42 @@ def stages():
 
 _rules = rules()
 _rule_numbers = {name: number for number, name in enumerate(_rules)}
+cdef long long[PROPTIM_RULES] _arrays_of, _coefs_of  # how many of each
+for _number, (_arrays, _marks, _coefs) in enumerate(_rules.values()):
+    _arrays_of[_number], _coefs_of[_number] = len(_arrays), len(_coefs)
 
 
-cdef long long step_arrays(long long abi, long long rule, long long itemsize, long long ndim, long long arrays,
-                           ptrdiff_t *places, long long coefs, const double *row, long long stages) noexcept nogil:
-    """One step of one parameter on this thread, for code compiled at run time: 0.
+cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,
+                           long long coefs, const double *row, long long stages) noexcept nogil:
+    """One step of one parameter on this thread, for code compiled at run time; returns 0.
 
-    Such code is cached, and may have been compiled for another version of this module.  1, and nothing done, where that
-    had another ABI, or more rules or stages.  `places` are rows of 1 + ndim numbers: the first has the shape from its
-    second on, each that follows address and byte strides of an array, 0 for one that is off; they are rewritten.
-    `row`: coefficients of the rule, then those of the stages.
+    Such code is cached, and may have been compiled for another version of this module.  If that version had another
+    ABI, more rules, stages or formats, or another number of arrays or coefficients for this rule, nothing is done and 1
+    is returned.  `places` are rows of 1 + 2 (1 + ndim) numbers.  The first row begins with the size in bytes of the
+    numbers that the rule computes in, and has the shape from its third number on.  Each other row has the format of an
+    array, then the address and the byte strides of each of its two planes, address 0 for a plane that is absent.
+    Strides are rewritten.  `row`: the coefficients of the rule, then those of the stages.
     """
     cdef proptim_segment segment
     cdef proptim_row numbers
-    cdef long long j
+    cdef long long j, length = 1 + 2 * (1 + ndim)
     if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
         return 1
+    if arrays != _arrays_of[rule] or coefs != _coefs_of[rule]:
+        return 1
     memset(&segment, 0, sizeof(segment))
-    segment.dtype = PROPTIM_F32 if itemsize == 4 else PROPTIM_F64
+    segment.dtype = PROPTIM_F32 if places[0] == 4 else PROPTIM_F64
     segment.ndim = <int>ndim
-    segment.shape = <size_t *>(places + 1)
+    segment.shape = <size_t *>(places + 2)
     for j in range(arrays):
-        places += 1 + ndim
-        segment.arrays[j] = <void *>places[0]
-        segment.strides[j] = places + 1
+        places += length
+        if places[0] >= PROPTIM_FORMATS:
+            return 1
+        segment.arrays[j].format = <unsigned char>places[0]
+        segment.arrays[j].planes[0] = <void *>places[1]
+        segment.arrays[j].strides[0] = places + 2
+        segment.arrays[j].planes[1] = <void *>places[2 + ndim]
+        segment.arrays[j].strides[1] = places + 3 + ndim
     proptim_row_init(&numbers, <proptim_rule>rule, row)
     memcpy(numbers.stages, row + coefs, stages * sizeof(double))
     proptim_layout(&segment)
@@ -153,8 +184,11 @@ cdef long long step_arrays(long long abi, long long rule, long long itemsize, lo
 
 
 def step_arrays_for_jit():
-    """Address of `step_arrays`, and the ABI that it is called with."""
-    return <size_t>&step_arrays, PROPTIM_ABI
+    """Address of `step_arrays`, the ABI that it is called with, and the formats by name."""
+    formats = {"PLAIN": PROPTIM_PLAIN, "BF16": PROPTIM_BF16, "F16": PROPTIM_F16, "SPLIT": PROPTIM_SPLIT,
+               "BF16_MASTER": PROPTIM_BF16_MASTER, "F16_MASTER": PROPTIM_F16_MASTER, "FLOAT32": PROPTIM_FLOAT32,
+               "FLOAT64": PROPTIM_FLOAT64}
+    return <size_t>&step_arrays, PROPTIM_ABI, formats
 
 
 def build_info():
@@ -163,7 +197,7 @@ def build_info():
 
 
 def parallel_status():
-    """How threads are to be had, without loading them."""
+    """What runs steps on several threads, without loading it."""
     if not _wants_openmp:
         return "pool"
     import importlib.util
@@ -174,7 +208,7 @@ def parallel_status():
 
 
 cdef proptim_parallel *parallel() except? NULL:
-    """The parallel path, found on the first request; NULL and one warning if there is none."""
+    """The function that runs steps on threads, loaded when first needed; NULL and one warning if it is missing."""
     global _parallel, _looked_for_parallel
     if not _looked_for_parallel:
         _looked_for_parallel = True
@@ -190,24 +224,63 @@ cdef proptim_parallel *parallel() except? NULL:
     return _parallel
 
 
-cdef int dtype_of(Py_buffer *view) except -1:
+cdef int format_of(Py_buffer *view, int dtype) except -1:
+    """The proptim_format of an array of one plane, for a rule that computes in `dtype`."""
     cdef bytes code = view.format if view.format is not NULL else b"B"
     code = code.lstrip(NATIVE)
     if code == b"f" and view.itemsize == 4:
-        return PROPTIM_F32
+        return PROPTIM_PLAIN if dtype == PROPTIM_F32 else PROPTIM_FLOAT32
     if code == b"d" and view.itemsize == 8:
-        return PROPTIM_F64
-    raise TypeError(f"buffer has format {code!r}; expected float32 or float64")
+        return PROPTIM_PLAIN if dtype == PROPTIM_F64 else PROPTIM_FLOAT64
+    if code == b"e" and view.itemsize == 2:
+        return PROPTIM_F16
+    if code == b"H" and view.itemsize == 2:
+        return PROPTIM_BF16
+    raise TypeError(f"buffer has format {code!r}; expected float32, float64, float16 or the bits of bfloat16")
+
+
+cdef int dtype_of(Py_buffer *view) except -1:
+    """The dtype in which a rule computes for a parameter."""
+    return PROPTIM_F64 if format_of(view, PROPTIM_F64) == PROPTIM_PLAIN else PROPTIM_F32
+
+
+cdef int format_of_pair(object pair, int first, int second, int dtype) except -1:
+    """The proptim_format of an array of two planes, from the formats that each plane has by itself."""
+    if type(pair) is Steps and first == second == PROPTIM_PLAIN:
+        return PROPTIM_STEPS
+    if type(pair) is Split and first == second == PROPTIM_BF16 and dtype == PROPTIM_F32:
+        return PROPTIM_SPLIT
+    if type(pair) is Mastered and second == PROPTIM_PLAIN and dtype == PROPTIM_F32:
+        if first == PROPTIM_BF16:
+            return PROPTIM_BF16_MASTER
+        if first == PROPTIM_F16:
+            return PROPTIM_F16_MASTER
+    raise TypeError(f"{type(pair).__name__} of two planes whose dtypes do not go together")
+
+
+cdef bint is_bfloat16(object kind) except -1:
+    """Whether a dtype is the bfloat16 of ml_dtypes, which need not be installed."""
+    global _bfloat16
+    if kind is _bfloat16:
+        return True
+    if _bfloat16 is None and kind.itemsize == 2 and kind.name == "bfloat16":
+        _bfloat16 = kind
+        return True
+    return False
 
 
 cdef class Claim:
-    """Holds the plan of an optimizer for one thread: `with claim:`.  A second thread is told so and does not wait."""
+    """Holds an optimizer for one call: `with claim:`.  A second call at the same time raises RuntimeError."""
 
     cdef atomic_flag held
+    cdef object by                  # the process of the holder
+    cdef unsigned long thread       # and its thread
 
     cdef int take(self) except -1:
         if atomic_flag_test_and_set(&self.held):
-            raise RuntimeError(BUSY)
+            raise RuntimeError(busy(self.by, self.thread == PyThread_get_thread_ident()))
+        self.by = _here
+        self.thread = PyThread_get_thread_ident()
         return 0
 
     def __enter__(self):
@@ -217,74 +290,159 @@ cdef class Claim:
         atomic_flag_clear(&self.held)
 
 
+cdef class Room:
+    """Memory for sorting indices, kept from one step to the next."""
+
+    cdef size_t *numbers
+    cdef size_t size
+
+    def __dealloc__(self):
+        free(self.numbers)
+
+    cdef int have(self, size_t size) except -1:
+        cdef size_t *numbers
+        if size > self.size:
+            numbers = <size_t *>malloc(size * sizeof(size_t))
+            if not numbers:
+                raise MemoryError
+            free(self.numbers)
+            self.numbers, self.size = numbers, size
+        return 0
+
+
+cdef class Table:
+    """A gradient of rows, with the arrays of the segment that it is of."""
+
+    cdef proptim_table c
+    cdef Py_buffer values
+    cdef size_t *layout             # room for shape and strides of a row
+    cdef object indices
+    cdef Room room
+
+    def __dealloc__(self):
+        if holds(&self.values):
+            PyBuffer_Release(&self.values)
+        free(self.layout)
+
+    cdef Py_ssize_t sort(self) except -1:
+        """Take the indices as they are now; the place of the first that is no row, or how many there are."""
+        cdef Py_buffer view
+        cdef size_t good
+        self.room.have(proptim_rows_scratch(self.c.count))
+        PyObject_GetBuffer(ascontiguousarray(self.indices, int64), &view, PyBUF_STRIDES)  # too large ones are negative
+        with nogil:
+            good = proptim_rows_sort(&self.c, <const int64_t *>view.buf, self.room.numbers)
+        PyBuffer_Release(&view)
+        return good
+
+
 cdef class Plan:
     """One rule bound to the arrays it steps; the same surface as `_numpy.Plan`."""
 
     cdef proptim_segment *segments
-    cdef Py_buffer *buffers         # PROPTIM_MAX_ARRAYS a segment; obj NULL where there is no array
-    cdef Py_buffer *fresh           # gradients on their way in, one a segment
+    cdef Py_buffer *buffers         # PROPTIM_MAX_ARRAYS for each segment; obj is NULL if there is no array
+    cdef Py_buffer *seconds         # as many: the second planes of formats that have two
+    cdef Py_buffer *fresh           # new gradients that are not bound yet, one for each segment
+    cdef unsigned char *fresh_formats
     cdef proptim_view *views        # of the gradients
-    cdef size_t *layouts            # room for shape and strides of all segments
+    cdef size_t *layouts            # memory for shape and strides of all segments
+    cdef list tables                # of each segment whose gradient is of rows, None for others; None before the first
+    cdef list rooms                 # for sorting the indices of each
+    cdef proptim_table *sparse      # those that are stepped
     cdef double *partials
     cdef size_t n_partials
     cdef proptim_row *rows
     cdef size_t *written_low        # address ranges of parameters and state, sorted
     cdef size_t *written_high
+    cdef int *dims                  # of each parameter, before axes are merged
     cdef Py_ssize_t count, n_rows, n_coefs, n_written
     cdef const proptim_isa *isa
     cdef proptim_parallel *parallel
     cdef int rule, threads
     cdef bint auto
-    cdef public bint disjoint       # whether `offer` can tell that a gradient overlaps nothing
+    cdef public bint casts          # whether `offer` takes float64 gradients for rules that compute in float32
+    cdef public bint disjoint       # whether `offer` can tell that a gradient overlaps no parameter or state array
     cdef readonly Claim claim
-    cdef object loaded              # steps before `taken`: an int of any size, for a loaded one may be
-    cdef long long taken            # in C, for adding to an object takes a twentieth of a small step
-    cdef long long repeats          # the last of these steps, with which the clocks have not moved
+    cdef object changes             # its `now` changes with every change of a hyperparameter or option
+    cdef object stamp               # `changes.now` at `remember`; None if there is no step to repeat
+    cdef object advancing           # its `advance` computes the coefficients of the next step; None if they stay
+    cdef list values                # hyperparameters of each row, None for a row that is not stepped
+    cdef list homes                 # tensors, and the address and strides of each
+    cdef bint takes                 # whether `repeat` may take gradients
+    cdef readonly list given, grads # the gradients as the user passed them, and as arrays
+    cdef readonly object cohorts    # the cohorts that the rows belong to; None if the caller keeps the clocks
+    cdef public object tally        # what the caller counts; set together with the step
+    cdef public object told         # called after each step of tensors, to inform autograd; or None
+    cdef public set begun           # the segments that `step_one` has stepped in this round
+    cdef object loaded              # steps before `taken`; a Python int, because a loaded count may have any size
+    cdef long long taken            # a C integer, because adding to an object takes a twentieth of a small step
+    cdef long long repeats          # how many of these steps `_clocks` does not include yet
     cdef list _clocks
     cdef size_t weights
     cdef long trial, look_after
     cdef double best[2]
 
-    def __cinit__(self, optimizer, segments, int threads, bint auto, Plan before=None):
+    def __cinit__(self, rule, segments, int threads, bint auto, Claim claim=None, changes=None):
         cdef Py_ssize_t i, room = 0
-        cdef int j, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE
+        cdef int j, form, flags = PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE
         cdef Py_buffer *view
-        if _rules.get(optimizer.kernel) != (("param", "grad", *optimizer.states), optimizer.coef_names):
-            raise ValueError(f"{optimizer.__qualname__} has no compiled rule of its signature; expected one of "
+        cdef Py_buffer *second
+        cdef proptim_segment *s
+        marks = "wr" + "".join("o" if name in rule.optional else "w" for name in rule.states)
+        if _rules.get(rule.kernel) != (("param", "grad", *rule.states), marks, rule.coef_names):
+            raise ValueError(f"{rule.__qualname__} has no compiled rule of its signature; expected one of "
                              f"{', '.join(_rules)} as in proptim: pass backend='numba' or 'numpy'")
         self.isa = _isa
-        self.rule = _rule_numbers[optimizer.kernel]
-        self.n_coefs = len(optimizer.coef_names)
+        self.rule = _rule_numbers[rule.kernel]
+        self.n_coefs = len(rule.coef_names)
         self.threads, self.auto = threads, auto
         self.look_after = LOOK_SOON
-        self.claim = Claim() if before is None else before.claim
-        self.loaded = 0 if before is None else before.steps
+        self.claim, self.changes = claim or Claim(), changes
+        self.loaded = 0
         self._clocks = []
+        self.begun = set()
         self.count = len(segments)
+        self.given = [None] * self.count
+        self.grads = [None] * self.count
         self.segments = <proptim_segment *>calloc(max(self.count, 1), sizeof(proptim_segment))
         self.buffers = <Py_buffer *>calloc(max(self.count, 1) * PROPTIM_MAX_ARRAYS, sizeof(Py_buffer))
+        self.seconds = <Py_buffer *>calloc(max(self.count, 1) * PROPTIM_MAX_ARRAYS, sizeof(Py_buffer))
         self.fresh = <Py_buffer *>calloc(max(self.count, 1), sizeof(Py_buffer))
         self.views = <proptim_view *>calloc(max(self.count, 1), sizeof(proptim_view))
-        if not self.segments or not self.buffers or not self.fresh or not self.views:
+        self.dims = <int *>calloc(max(self.count, 1), sizeof(int))
+        self.fresh_formats = <unsigned char *>calloc(max(self.count, 1), 1)
+        if not (self.segments and self.buffers and self.fresh and self.views and self.dims and self.seconds
+                and self.fresh_formats):
             raise MemoryError
         for i, (param, *state) in enumerate(segments):
+            s = &self.segments[i]
             for j, array in enumerate((param, None, *state)):
-                if array is not None:
-                    view = &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
-                    PyObject_GetBuffer(array, view, flags)
-                    check_like(&self.buffers[i * PROPTIM_MAX_ARRAYS], view)
-            room += (1 + PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
+                if array is None:
+                    continue
+                view = &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
+                PyObject_GetBuffer(array[0] if isinstance(array, PAIRS) else array, view, flags)
+                if j == PROPTIM_PARAMS:
+                    s.dtype = dtype_of(view)
+                check_shape(&self.buffers[i * PROPTIM_MAX_ARRAYS], view)
+                form = format_of(view, s.dtype)
+                if isinstance(array, PAIRS):
+                    second = &self.seconds[i * PROPTIM_MAX_ARRAYS + j]
+                    PyObject_GetBuffer(array[1], second, flags)
+                    check_shape(view, second)
+                    form = format_of_pair(array, form, format_of(second, s.dtype), s.dtype)
+                s.arrays[j].format = form
+            room += (1 + 2 * PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
         self.layouts = <size_t *>malloc(max(room, 1) * sizeof(size_t))
         if not self.layouts:
             raise MemoryError
         room = 0
         for i in range(self.count):
             view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
-            self.segments[i].dtype = dtype_of(view)
+            self.dims[i] = view.ndim
             self.segments[i].shape = self.layouts + room
-            for j in range(PROPTIM_MAX_ARRAYS):
-                self.segments[i].strides[j] = <ptrdiff_t *>self.layouts + room + (1 + j) * view.ndim
-            room += (1 + PROPTIM_MAX_ARRAYS) * view.ndim
+            for j in range(2 * PROPTIM_MAX_ARRAYS):
+                self.segments[i].arrays[j // 2].strides[j % 2] = <ptrdiff_t *>self.layouts + room + (1 + j) * view.ndim
+            room += (1 + 2 * PROPTIM_MAX_ARRAYS) * view.ndim
             self._lay_out(i)
             self.weights += self.segments[i].size
         self._sort_written()
@@ -297,17 +455,39 @@ cdef class Plan:
             for i in range(self.count * PROPTIM_MAX_ARRAYS):
                 if holds(&self.buffers[i]):
                     PyBuffer_Release(&self.buffers[i])
+                if self.seconds and holds(&self.seconds[i]):
+                    PyBuffer_Release(&self.seconds[i])
         if self.fresh:
             self._drop_fresh()
         free(self.segments)
         free(self.buffers)
+        free(self.seconds)
         free(self.fresh)
+        free(self.fresh_formats)
         free(self.written_low)
         free(self.written_high)
         free(self.views)
+        free(self.dims)
         free(self.layouts)
+        free(self.sparse)
         free(self.partials)
         free(self.rows)
+
+    cdef void _let_go(self):
+        """Release all buffers: the caller sets all addresses before each step."""
+        cdef Py_ssize_t i
+        for i in range(self.count * PROPTIM_MAX_ARRAYS):
+            if holds(&self.buffers[i]):
+                PyBuffer_Release(&self.buffers[i])
+            if holds(&self.seconds[i]):
+                PyBuffer_Release(&self.seconds[i])
+            memset(&self.buffers[i], 0, sizeof(Py_buffer))
+            memset(&self.seconds[i], 0, sizeof(Py_buffer))
+        for i in range(self.count):
+            self.segments[i].arrays[PROPTIM_GRADS].planes[0] = NULL
+        self.tables = None
+        self.given = [None] * self.count
+        self.grads = [None] * self.count
 
     cdef int _sort_written(self) except -1:
         cdef Py_ssize_t i
@@ -315,8 +495,8 @@ cdef class Plan:
         cdef Py_buffer *view
         cdef size_t low, high
         ranges = []
-        for i in range(self.count * PROPTIM_MAX_ARRAYS):
-            view = &self.buffers[i]
+        for i in range(2 * self.count * PROPTIM_MAX_ARRAYS):
+            view = &self.buffers[i // 2] if i % 2 == 0 else &self.seconds[i // 2]
             if holds(view) and view.len:
                 low = high = <size_t>view.buf
                 for d in range(view.ndim):
@@ -326,52 +506,86 @@ cdef class Plan:
                         high += (view.shape[d] - 1) * view.strides[d]
                 ranges.append((low, high + view.itemsize))
         ranges.sort()
-        self.n_written = len(ranges)
-        self.written_low = <size_t *>malloc(max(self.n_written, 1) * sizeof(size_t))
-        self.written_high = <size_t *>malloc(max(self.n_written, 1) * sizeof(size_t))
+        self.written_low = <size_t *>malloc(max(len(ranges), 1) * sizeof(size_t))
+        self.written_high = <size_t *>malloc(max(len(ranges), 1) * sizeof(size_t))
         if not self.written_low or not self.written_high:
             raise MemoryError
-        self.disjoint = True  # interlaced views are legal, but their ranges cannot be searched by bisection
-        for i in range(self.n_written):
-            self.written_low[i], self.written_high[i] = ranges[i]
-            self.disjoint &= i == 0 or self.written_high[i - 1] <= self.written_low[i]
+        self.disjoint = True
+        for low, high in ranges:
+            if self.n_written and low < self.written_high[self.n_written - 1]:  # interlaced views: one range
+                self.written_high[self.n_written - 1] = max(self.written_high[self.n_written - 1], high)
+            else:
+                self.written_low[self.n_written], self.written_high[self.n_written] = low, high
+                self.n_written += 1
         return 0
 
     cdef void _lay_out(self, Py_ssize_t i) noexcept:
         """Set the C view of segment i from its buffers."""
         cdef proptim_segment *s = &self.segments[i]
         cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+        cdef Py_buffer *second = &self.seconds[i * PROPTIM_MAX_ARRAYS]
         cdef int d, j
         s.ndim = view.ndim
         for d in range(view.ndim):
             s.shape[d] = view.shape[d]
         for j in range(PROPTIM_MAX_ARRAYS):
-            s.arrays[j] = view[j].buf if holds(&view[j]) else NULL
+            s.arrays[j].planes[0] = view[j].buf if holds(&view[j]) else NULL
             if holds(&view[j]):
                 for d in range(view.ndim):
-                    s.strides[j][d] = view[j].strides[d]
+                    s.arrays[j].strides[0][d] = view[j].strides[d]
+            if holds(&second[j]):
+                s.arrays[j].planes[1] = second[j].buf
+                for d in range(view.ndim):
+                    s.arrays[j].strides[1][d] = second[j].strides[d]
         proptim_layout(s)
 
-    cdef bint _evident(self, Py_ssize_t i, object grad, Py_buffer *fresh) except -1:
-        """Take the buffer of a plain array that has the dtype and shape of segment i and memory of its own."""
+    cdef object _evident(self, Py_ssize_t i, object grad, bint handed):
+        """Take the buffer of a NumPy array whose dtype and shape fit segment i and that overlaps no written array.
+
+        Returns the array, or None if it is not of that kind. `handed`: it is as the user passed it, and an array of
+        bfloat16 is then returned as a view of its bits; else bfloat16 has been replaced by such a view already.
+        """
         cdef Py_buffer *param = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+        cdef Py_buffer *fresh = &self.fresh[i]
+        cdef bint single = self.segments[i].dtype == PROPTIM_F32
         cdef size_t low, high
         cdef int d
-        # The dtype by identity: NumPy takes half a microsecond to write the format of a buffer.
-        if type(grad) is not NDARRAY or grad.dtype is not (FLOAT32 if param.itemsize == 4 else FLOAT64):
-            return False
+        if type(grad) is not NDARRAY:
+            return None
+        # Compare dtypes by identity: NumPy takes half a microsecond to make the format string of a buffer.
+        kind = grad.dtype
+        if kind is (FLOAT32 if single else FLOAT64):
+            self.fresh_formats[i] = PROPTIM_PLAIN
+        elif kind is FLOAT16:
+            self.fresh_formats[i] = PROPTIM_F16
+        elif kind is FLOAT32:
+            self.fresh_formats[i] = PROPTIM_FLOAT32
+        elif kind is FLOAT64:
+            if not self.casts:
+                return None
+            self.fresh_formats[i] = PROPTIM_FLOAT64
+        else:
+            if handed and is_bfloat16(kind):
+                grad = grad.view(BITS)
+            elif handed or kind is not BITS:
+                return None
+            self.fresh_formats[i] = PROPTIM_BF16
         PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES)
         if fresh.ndim != param.ndim:
-            return False
+            return None
         low = high = <size_t>fresh.buf
         for d in range(fresh.ndim):
             if fresh.shape[d] != param.shape[d]:
-                return False
+                return None
             if fresh.strides[d] < 0:
                 low += (fresh.shape[d] - 1) * fresh.strides[d]
             else:
                 high += (fresh.shape[d] - 1) * fresh.strides[d]
-        return not self._meets(low, high + fresh.itemsize)
+        return None if self._meets(low, high + fresh.itemsize) else grad
+
+    def meets(self, size_t low, size_t high):
+        """Whether some address in [low, high) may belong to a parameter or a state array."""
+        return not self.disjoint or self._meets(low, high)
 
     cdef bint _meets(self, size_t low, size_t high) noexcept:
         """Whether some address in [low, high) lies in the range of a parameter or a state array."""
@@ -384,43 +598,88 @@ cdef class Plan:
                 left = middle + 1
         return left < self.n_written and self.written_low[left] < high
 
-    def offer(self, grads):
-        """Bind these gradients if they evidently fit; False, and nothing done, if that needs a closer look."""
-        return self._offer(grads)
+    def offer(self, list grads, list given=None):
+        """Bind these gradients if a quick check shows that they fit; else do nothing and return False.
 
-    cdef bint _offer(self, list grads) except -1:
+        A gradient can replace only a gradient, and None only None. `given`: the gradients as the user passed them.
+        """
+        return self._offer(grads.copy(), given)
+
+    cdef bint _offer(self, list grads, list given) except -1:
         cdef Py_ssize_t i
+        cdef list handed = given
         if len(grads) != self.count or not self.disjoint:
             return False
         try:
             for i in range(self.count):
-                if not self._fits(i, grads[i]):
+                grad = grads[i]
+                if not self._fits(i, grads, given is None):
                     return False
+                if grads[i] is not grad:
+                    if handed is None:
+                        handed = grads.copy()
+                    handed[i] = grad
             for i in range(self.count):
                 if holds(&self.fresh[i]):
                     self._accept(i, &self.fresh[i])
+            self.grads = grads
+            self.given = grads if handed is None else handed
             return True
         finally:
             self._drop_fresh()
 
-    def offer_one(self, Py_ssize_t i, grad):
-        """`offer` for one segment."""
-        if not 0 <= i < self.count or not self.disjoint:
+    def offer_one(self, Py_ssize_t i, grad, given=None):
+        """`offer` for one segment, which need not have had a gradient."""
+        cdef list seen = [grad]
+        if not 0 <= i < self.count or not self.disjoint or grad is None:
             return False
         try:
-            if not self._fits(i, grad):
-                return False
+            if holds(&self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]):
+                if not self._fits(i, seen, given is None, 0):
+                    return False
+            else:
+                seen[0] = self._evident(i, grad, given is None)
+                if seen[0] is None:
+                    return False
             if holds(&self.fresh[i]):
                 self._accept(i, &self.fresh[i])
+            self._note_one(i, grad if given is None else given, seen[0])
             return True
         finally:
             if holds(&self.fresh[i]):
                 PyBuffer_Release(&self.fresh[i])
 
-    cdef bint _fits(self, Py_ssize_t i, object grad) except -1:
-        """Whether it is the gradient already, or can evidently take the place of one; it is then in `fresh`."""
+    cdef int _note_one(self, Py_ssize_t i, given, grad) except -1:
+        if self.given is self.grads and given is not grad:
+            self.given = self.given.copy()
+        self.given[i] = given
+        self.grads[i] = grad
+        return 0
+
+    cdef bint _fits(self, Py_ssize_t i, list grads, bint handed, Py_ssize_t at=-1) except -1:
+        """Whether `grads[i]`, or `grads[at]`, is the gradient of segment i already, or can replace it.
+
+        In the second case its buffer is then in `fresh`. In `grads`, bfloat16 is replaced by its bits. See `_evident`
+        for `handed`.
+        """
         cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-        return holds_this(view, grad) or (holds(view) and self._evident(i, grad, &self.fresh[i]))
+        if at < 0:
+            at = i
+        grad = grads[at]
+        if grad is None:
+            return not holds(view) and (self.tables is None or self.tables[i] is None)
+        if holds_this(view, grad):
+            return True
+        if not holds(view):
+            return False
+        if handed and type(grad) is NDARRAY and grad is self.given[i]:
+            grads[at] = self.grads[i]
+            return True
+        seen = self._evident(i, grad, handed)
+        if seen is None:
+            return False
+        grads[at] = seen
+        return True
 
     cdef void _accept(self, Py_ssize_t i, Py_buffer *fresh):
         """Make the buffer the gradient of segment i."""
@@ -428,6 +687,9 @@ cdef class Plan:
         if holds(view):
             PyBuffer_Release(view)
         view[0] = fresh[0]
+        self.segments[i].arrays[PROPTIM_GRADS].format = self.fresh_formats[i] if holds(fresh) else PROPTIM_PLAIN
+        if self.tables is not None:
+            self.tables[i] = None
         memset(fresh, 0, sizeof(Py_buffer))
         self._lay_out(i)
 
@@ -437,37 +699,129 @@ cdef class Plan:
             if holds(&self.fresh[i]):
                 PyBuffer_Release(&self.fresh[i])
 
-    def bind(self, grads):
-        """Point every segment at its gradient of this step, or at none; the caller has checked them."""
+    def bind(self, grads, list given=None, list arrays=None):
+        """Set the gradient of every segment, None for none; the caller has checked them.
+
+        `given` and `arrays` are kept for the caller: the gradients as the user passed them, and as arrays.
+        """
         cdef Py_ssize_t i
         cdef Py_buffer *view
+        cdef list tables
         if len(grads) != self.count:
             raise ValueError(f"got {len(grads)} gradients; expected {self.count}")
+        tables = [self._table(i, grad) if type(grad) is Rows else None for i, grad in enumerate(grads)]
         try:
-            for i in range(self.count):  # everything is taken before anything is changed
+            for i in range(self.count):  # acquire all buffers, which may fail, before anything changes
                 view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
-                if grads[i] is not None and not holds_this(&view[PROPTIM_GRADS], grads[i]):
+                if tables[i] is None and grads[i] is not None and not holds_this(&view[PROPTIM_GRADS], grads[i]):
                     PyObject_GetBuffer(grads[i], &self.fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
-                    check_like(view, &self.fresh[i])
+                    check_shape(view, &self.fresh[i])
+                    self.fresh_formats[i] = format_of(&self.fresh[i], self.segments[i].dtype)
             for i in range(self.count):
-                if grads[i] is None or holds(&self.fresh[i]):
+                if grads[i] is None or tables[i] is not None or holds(&self.fresh[i]):
                     self._accept(i, &self.fresh[i])
+            if self.sparse:
+                self.tables = tables
+            if given is not None:
+                self.given, self.grads = given, arrays
         finally:
             self._drop_fresh()
 
-    def assign(self, row_of, clocks):
-        """Say which row of coefficients each segment uses, and the clock of each row."""
+    def bind_one(self, Py_ssize_t i, grad, given, array):
+        """`bind` for one segment."""
+        cdef Table table = None
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        try:
+            if type(grad) is Rows:
+                table = self._table(i, grad)
+            elif grad is not None:
+                PyObject_GetBuffer(grad, &self.fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
+                check_shape(&self.buffers[i * PROPTIM_MAX_ARRAYS], &self.fresh[i])
+                self.fresh_formats[i] = format_of(&self.fresh[i], self.segments[i].dtype)
+            self._accept(i, &self.fresh[i])
+            if table is not None:
+                self.tables[i] = table
+            self._note_one(i, given, array)
+        finally:
+            if holds(&self.fresh[i]):
+                PyBuffer_Release(&self.fresh[i])
+
+    cdef Table _table(self, Py_ssize_t i, rows):
+        """A gradient of rows of segment i."""
+        cdef Table table = Table()
+        cdef proptim_segment *s = &self.segments[i]
+        cdef proptim_segment *first = &table.c.first
+        cdef Py_buffer *views[2]
+        cdef int d, j, p, ndim = self.dims[i]
+        cdef Py_buffer *param = &self.buffers[i * PROPTIM_MAX_ARRAYS]
+        if self.tables is None:
+            self.rooms = [Room() for _ in range(self.count)]
+            self.sparse = <proptim_table *>calloc(max(self.count, 1), sizeof(proptim_table))
+            if not self.sparse:
+                raise MemoryError
+            self.tables = [None] * self.count
+        PyObject_GetBuffer(rows.values, &table.values, PyBUF_STRIDES | PyBUF_FORMAT)
+        if ndim < 1 or table.values.ndim != ndim or table.values.shape[0] != len(rows.indices):
+            raise ValueError("the rows of a gradient are not those of its segment")
+        for d in range(1, ndim):
+            if table.values.shape[d] != param.shape[d]:
+                raise ValueError("the rows of a gradient differ in shape from those of its segment")
+        table.layout = <size_t *>calloc(ndim * (1 + 2 * PROPTIM_MAX_ARRAYS), sizeof(size_t))
+        if not table.layout:
+            raise MemoryError
+        table.indices, table.room = rows.indices, self.rooms[i]
+        table.c.count = table.values.shape[0]
+        first.dtype, first.ndim, first.shape = s.dtype, ndim, table.layout
+        for d in range(ndim):
+            first.shape[d] = param.shape[d]
+        for j in range(PROPTIM_MAX_ARRAYS):
+            views[0] = &table.values if j == PROPTIM_GRADS else &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
+            views[1] = &self.seconds[i * PROPTIM_MAX_ARRAYS + j]
+            first.arrays[j].format = s.arrays[j].format
+            for p in range(2):
+                first.arrays[j].strides[p] = <ptrdiff_t *>table.layout + (1 + 2 * j + p) * ndim
+                if holds(views[p]):
+                    first.arrays[j].planes[p] = views[p].buf
+                    for d in range(ndim):
+                        first.arrays[j].strides[p][d] = views[p].strides[d]
+        first.arrays[PROPTIM_GRADS].format = format_of(&table.values, s.dtype)
+        proptim_rows_layout(&table.c)
+        return table
+
+    def sort_rows(self, Py_ssize_t only=-1):
+        """Take the indices of all gradients of rows (or one): a segment and which of its indices is no row, if any.
+
+        The next step is by these indices, whatever is written to them meanwhile.
+        """
+        cdef Py_ssize_t i
+        cdef Py_ssize_t good
+        cdef Table table
+        if self.tables is None:
+            return None
+        for i in range(max(only, 0), self.count if only < 0 else only + 1):
+            table = self.tables[i]
+            if table is not None:
+                good = table.sort()
+                if good < <Py_ssize_t>table.c.count:
+                    return i, good
+        return None
+
+    def assign(self, list row_of, list clocks, cohorts=None):
+        """Set the row of coefficients that each segment uses, the clock of each row, and the cohorts of the rows."""
         cdef Py_ssize_t i
         cdef unsigned row
-        for i in range(self.count):
+        for i in range(len(row_of)):
             row = row_of[i]
             self.segments[i].row = row
         self._clocks = clocks
         self.repeats = 0
+        self.cohorts = cohorts
+        self.stamp = None  # the last step had other rows and cannot be repeated
 
     @property
     def steps(self):
-        """Steps made, those of a loaded run among them."""
+        """Steps made, including those of a loaded run."""
         return self.loaded + self.taken
 
     @steps.setter
@@ -477,7 +831,7 @@ cdef class Plan:
 
     @property
     def clocks(self):
-        """The clock of each row, all steps counted."""
+        """The clock of each row, after all steps."""
         cdef Py_ssize_t i
         if self.repeats:
             self._clocks = [(clock[0] + self.repeats, *clock[1:]) if self.rows[i].active else clock
@@ -511,12 +865,12 @@ cdef class Plan:
             self._take_row(&self.rows[i], rows[i])
         return 0
 
-    # A step and what it counts are one: no signal handler runs between the kernels and the counting.
+    # Running the kernels and counting the step are one C call, so that no signal handler can run in between.
 
-    def step(self, rows, list clocks, set begun=None):
-        """One step of every segment with the coefficients of its row, after which the clocks are these.
+    def step(self, rows, list clocks, tally=None):
+        """One step of every segment with the coefficients of its row; then set the clocks and the tally.
 
-        A row that is None is not stepped. `begun`, what `step_one` has stepped of a round, is then empty.
+        Segments of a row that is None are left out. A round of `step_one` ends: `begun` is emptied.
         """
         cdef Py_ssize_t i
         cdef int ran
@@ -528,64 +882,101 @@ cdef class Plan:
         self._clocks = clocks
         self.repeats = 0
         self.taken += 1
-        if begun is not None:
-            begun.clear()
+        self.tally = tally
+        self.begun.clear()
+        if self.told is not None:
+            self.told()
         if ran == PROPTIM_RAN_FORKED:
             tell_forked()
 
-    def repeat(self, optimizer, grads, advance, list values):
-        """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
+    def remember(self, stamp, advancing, list values, bint takes, list homes):
+        """Allow the last step to be repeated as long as `changes.now` is this stamp; see `repeat`.
 
-        Nothing has changed since but the clocks, and where `advance` is given the coefficients of the rule: it is
-        asked for those of every row with its hyperparameters in `values`, None where a row is not stepped.
+        `advancing.advance` computes the coefficients of each row from its hyperparameters in `values`, which are None
+        for a row that is not stepped; `advancing` is None if the coefficients stay the same. `takes`: `repeat` may be
+        given gradients. `homes`: tensors and their addresses.
         """
-        cdef list clocks = None, kept = None
+        self.advancing, self.values, self.takes, self.homes = advancing, values, takes, homes or None
+        self.stamp = stamp
+
+    def forget(self):
+        """Do not allow the last step to be repeated."""
+        self.stamp = None
+
+    def repeat(self, grads=None):
+        """Repeat the last step, after `offer` if there are gradients; takes the claim by itself.
+
+        Does nothing and returns False if more than gradients, clocks and the coefficients of the rule may have changed.
+        """
+        cdef list clocks = None
         cdef int ran
+        if self.stamp is None or self.changes.now is not self.stamp:
+            return False
+        if grads is not None and not (self.takes and type(grads) is list):
+            return False
         self.claim.take()
         try:
-            if advance is not None:
-                clocks = self._advance(advance, values)  # Python, which may raise: before anything changes
-            if grads is not None:
-                kept = list(grads)
-                if not self._offer(kept):
+            if self.stamp is None or (self.homes is not None and not self._at_home()):
+                return False
+            if self.advancing is not None:
+                clocks = self._advance()  # runs Python code that may raise, so it comes before any change
+                if clocks is None or self.changes.now is not self.stamp:
                     return False
-                optimizer._given = optimizer._grads = kept
+            if grads is not None and not self._offer((<list>grads).copy(), None):
+                return False
             ran = self._run()
-            if advance is None:
+            if self.advancing is None:
                 self.repeats += 1
             else:
                 self._clocks = clocks
             self.taken += 1
+            if self.told is not None:
+                self.told()
             if ran == PROPTIM_RAN_FORKED:
                 tell_forked()
             return True
         finally:
             atomic_flag_clear(&self.claim.held)
 
-    cdef list _advance(self, advance, list values):
-        """Take the coefficients of the coming step; return the clocks after it."""
+    cdef list _advance(self):
+        """Set the coefficients of the next step; return the clocks after it, or None if they need checks."""
         cdef Py_ssize_t i, j
         cdef tuple coefs
+        cdef double value
         cdef list before = self.clocks, after = []
+        advance = self.advancing.advance
         for i in range(self.n_rows):
             clock = before[i]
-            if values[i] is not None:
-                coefs, clock = advance(values[i], clock, None)
+            if self.values[i] is not None:
+                coefs, clock = advance(self.values[i], clock, None)
                 if len(coefs) != self.n_coefs:
                     raise ValueError(f"row has {len(coefs)} coefficients; expected {self.n_coefs}")
                 for j in range(self.n_coefs):
-                    self.rows[i].coefs[j] = coefs[j]
+                    value = coefs[j]
+                    if not -LARGEST_FLOAT < value < LARGEST_FLOAT:
+                        return None  # it may be infinite in the dtype of the arrays
+                    self.rows[i].coefs[j] = value
             after.append(clock)
         return after
 
+    cdef bint _at_home(self) except -1:
+        for tensor, home in self.homes:
+            if (tensor.data_ptr(), tensor.stride()) != home:
+                return False
+        return True
+
     cdef int _run(self) noexcept:
         cdef int threads = self._threads(), ran
+        cdef Py_ssize_t sparse = self._choose_tables()
         cdef double begin = 0
         cdef bint look = self._looks() and self.trial < TRIALS
         if look:
             begin = perf_counter()
         with nogil:
-            ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, threads, self.parallel)
+            if sparse < self.count:
+                ran = proptim_step(self.isa, self.rule, self.segments, self.count, self.rows, threads, self.parallel)
+            if sparse:
+                ran = proptim_step_rows(self.isa, self.rule, self.sparse, sparse, self.rows, threads, self.parallel)
         if look:
             self._learn(ran == PROPTIM_RAN_PARALLEL, perf_counter() - begin)
         if self._looks():
@@ -595,52 +986,115 @@ cdef class Plan:
                 self.look_after = min(2 * self.look_after, LOOK_AGAIN)
         return ran
 
-    def step_one(self, Py_ssize_t index, row, parameter, clock, set begun):
-        """One step of one segment, after which this is the clock of its parameter.
+    cdef Py_ssize_t _choose_tables(self) noexcept:
+        """Have the tables that are stepped one after the other; how many there are."""
+        cdef Py_ssize_t i, found = 0
+        cdef Table table
+        if self.tables is None:
+            return 0
+        for i in range(self.count):
+            table = self.tables[i]
+            if table is not None:
+                self.sparse[found] = table.c
+                self.sparse[found].first.row = self.segments[i].row
+                found += 1
+        return found
 
-        `begun` are the segments that have been stepped of this round; one that is among them begins another.
+    def step_one(self, Py_ssize_t index, row, parameter, clock, tally=None):
+        """One step of one segment; then set the clock of its parameter.
+
+        A segment that is already in `begun` begins a new round.
         """
         cdef proptim_segment one
+        cdef proptim_table rows
         cdef proptim_row numbers
+        cdef Table table = None
         if not 0 <= index < self.count:
             raise IndexError(index)
         self._take_row(&numbers, row)
-        one = self.segments[index]
-        one.row = 0
-        with nogil:
-            proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
+        if self.tables is not None:
+            table = self.tables[index]
+        if table is not None:
+            rows = table.c
+            rows.first.row = 0
+            with nogil:
+                proptim_step_rows(self.isa, self.rule, &rows, 1, &numbers, 1, NULL)
+        else:
+            one = self.segments[index]
+            one.row = 0
+            with nogil:
+                proptim_step(self.isa, self.rule, &one, 1, &numbers, 1, NULL)
         parameter.clock = clock
-        if not begun or index in begun:
+        self.tally = tally
+        if not self.begun or index in self.begun:
             self.taken += 1
-            begun.clear()
-        begun.add(index)
+            self.begun.clear()
+        self.begun.add(index)
+        if self.told is not None:
+            self.told()
 
     def reduce(self, Py_ssize_t only=-1):
         """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
         cdef Py_ssize_t i, bound = 0
-        cdef size_t needed
         cdef Py_buffer *view
+        for i in range(max(only, 0), self.count if only < 0 else only + 1):
+            view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+            if holds(view):
+                fill_view(&self.views[bound], view, self.segments[i].dtype,
+                          self.segments[i].arrays[PROPTIM_GRADS].format)
+                bound += 1
+        if self.tables is not None:
+            return self._reduce_with_tables(range(max(only, 0), self.count if only < 0 else only + 1), bound)
+        return self._reduce(bound)
+
+    cdef tuple _reduce(self, Py_ssize_t bound):
+        """Sum of squares of the first views, and whether every element is finite."""
         cdef int finite = 1, threads = self._threads()
         cdef double squares
-        for i in range(self.count):
-            view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-            if holds(view) and (only < 0 or i == only):
-                fill_view(&self.views[bound], view)
-                bound += 1
-        needed = proptim_reduce_partials(self.views, bound)
+        self._have_partials(proptim_reduce_partials(self.views, bound))
+        with nogil:
+            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite, threads,
+                                     self.parallel)
+        return squares, bool(finite)
+
+    cdef tuple _reduce_with_tables(self, indices, Py_ssize_t bound):
+        """The same of the gradients of these segments, those of rows among them; each by itself."""
+        cdef size_t needed = proptim_reduce_partials(self.views, bound), at = 0
+        cdef int finite = 1, here = 1, threads = self._threads()
+        cdef proptim_view *view = self.views
+        cdef Table table
+        cdef Py_ssize_t i
+        for i in indices:
+            table = self.tables[i]
+            if table is not None:
+                needed += proptim_reduce_rows_partials(&table.c)
+        self._have_partials(needed)
+        for i in indices:
+            table = self.tables[i]
+            if table is not None:
+                with nogil:
+                    proptim_reduce_rows(self.isa, &table.c, self.partials + at, &here, threads, self.parallel)
+                at += proptim_reduce_rows_partials(&table.c)
+                finite &= here
+            elif holds(&self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]):
+                with nogil:
+                    proptim_reduce_blocks(self.isa, view, 1, self.partials + at, &here, threads, self.parallel)
+                at += proptim_reduce_partials(view, 1)
+                view += 1
+                finite &= here
+        return proptim_reduce_tree(self.partials, at), bool(finite)
+
+    cdef int _have_partials(self, size_t needed) except -1:
         if self.partials is NULL or needed > self.n_partials:
             free(self.partials)
             self.partials = <double *>malloc(max(needed, 1) * sizeof(double))
             if not self.partials:
                 raise MemoryError
             self.n_partials = needed
-        with nogil:
-            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite, threads,
-                                     self.parallel)
-        return squares, bool(finite)
+        return 0
 
-    # threads="auto": now and then TRIALS steps run serially and in parallel, and the kind with the faster best step is
-    # kept.
+    # threads="auto": from time to time TRIALS steps run serially or in parallel, and the kind whose best step is faster
+    # is used until the next measurement.
 
     cdef bint _looks(self) noexcept:
         return self.auto and self.threads > 1 and self.weights >= AUTO_WEIGHTS
@@ -656,58 +1110,75 @@ cdef class Plan:
 
     cdef void _learn(self, bint in_parallel, double seconds) noexcept:
         if self.trial == 0:
-            self.best[0] = self.best[1] = FOREVER  # also for want of threads, as while others have them
+            self.best[0] = self.best[1] = FOREVER  # best[1] stays so if no threads help, or another step has them
         if self.trial not in (0, SERIAL_TRIALS) and seconds < self.best[in_parallel]:
             self.best[in_parallel] = seconds
 
 
-cdef void fill_view(proptim_view *view, Py_buffer *buffer):
-    view.data = buffer.buf
-    view.dtype = PROPTIM_F32 if buffer.itemsize == 4 else PROPTIM_F64
+cdef void fill_view(proptim_view *view, Py_buffer *buffer, int dtype, int form):
+    view.planes[0] = buffer.buf
+    view.format = form
+    view.dtype = <proptim_dtype>dtype
     view.ndim = buffer.ndim
     view.shape = <const ptrdiff_t *>buffer.shape
-    view.strides = <const ptrdiff_t *>buffer.strides
+    view.strides[0] = <const ptrdiff_t *>buffer.strides
 
 
-cdef int check_like(Py_buffer *param, Py_buffer *view) except -1:
-    """What the caller has checked in words already, again where memory depends on it."""
+cdef int check_shape(Py_buffer *param, Py_buffer *view) except -1:
+    """Check once more what the caller has checked with better messages, because memory safety depends on it."""
     cdef int d
-    if dtype_of(view) != dtype_of(param) or view.ndim != param.ndim:
-        raise TypeError("arrays of one segment differ in dtype or dimensions")
+    if view.ndim != param.ndim:
+        raise ValueError("arrays of one segment differ in dimensions")
     for d in range(param.ndim):
         if view.shape[d] != param.shape[d]:
             raise ValueError("arrays of one segment differ in shape")
     return 0
 
 
-def sum_of_squares(arrays):
-    """Sum of squares of real arrays, and whether all elements are finite."""
+def sums_of_blocks(arrays, int threads=1):
+    """The sum of squares of each block of real arrays, and whether all elements are finite."""
     cdef Py_ssize_t i, count = len(arrays), held = 0
     cdef Py_buffer *buffers = <Py_buffer *>calloc(max(count, 1), sizeof(Py_buffer))
     cdef proptim_view *views = <proptim_view *>calloc(max(count, 1), sizeof(proptim_view))
-    cdef double *partials = NULL
-    cdef double squares
+    cdef Py_buffer sums
+    cdef proptim_parallel *several = NULL
     cdef int finite = 1
+    if threads > 1:
+        several = parallel()
     try:
         if not buffers or not views:
             raise MemoryError
         for i in range(count):
             PyObject_GetBuffer(arrays[i], &buffers[i], PyBUF_STRIDES | PyBUF_FORMAT)
             held += 1
-            dtype_of(&buffers[i])
-            fill_view(&views[i], &buffers[i])
-        partials = <double *>malloc((proptim_reduce_partials(views, count) + 1) * sizeof(double))
-        if not partials:
-            raise MemoryError
+            fill_view(&views[i], &buffers[i], dtype_of(&buffers[i]), format_of(&buffers[i], dtype_of(&buffers[i])))
+        made = ndarray(proptim_reduce_partials(views, count))
+        PyObject_GetBuffer(made, &sums, PyBUF_WRITABLE)
         with nogil:
-            squares = proptim_reduce(_isa, views, count, partials, &finite, 1, NULL)
-        return squares, bool(finite)
+            proptim_reduce_blocks(_isa, views, count, <double *>sums.buf, &finite, threads, several)
+        PyBuffer_Release(&sums)
+        return made, bool(finite)
     finally:
         for i in range(held):
             PyBuffer_Release(&buffers[i])
         free(buffers)
         free(views)
-        free(partials)
+
+
+def sum_of_blocks(sums):
+    """Add up the sums of all blocks of all arrays, in order; overwrites them."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(sums, &view, PyBUF_WRITABLE)
+    try:
+        return proptim_reduce_tree(<double *>view.buf, view.len // sizeof(double))
+    finally:
+        PyBuffer_Release(&view)
+
+
+def sum_of_squares(arrays):
+    """Sum of squares of real arrays, and whether all elements are finite."""
+    sums, finite = sums_of_blocks(arrays)
+    return sum_of_blocks(sums), finite
 
 
 cdef int tell_forked() except -1:
@@ -715,5 +1186,9 @@ cdef int tell_forked() except -1:
     if not _told_forked:
         _told_forked = True
         warnings.warn("proptim steps on one thread in this process, which was forked; start workers with the 'spawn' "
-                      "method to have threads in them", RuntimeWarning, stacklevel=3)
+                      "method to use several threads in them", RuntimeWarning, stacklevel=3)
     return 0
+
+
+include "_dlpack.pxi"
+include "_one_shot.pxi"

@@ -1,4 +1,4 @@
-"""Where this installation keeps what programs in C, C++ and Cython compile against."""
+"""Where this installation keeps the headers, sources and CMake files for programs in C, C++ and Cython."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from proptim import _backend
 
 
 def _folder(*names: str) -> Path:
-    """A folder that the build installed beside the compiled core, in an editable installation too."""
+    """A folder that the build installed next to the compiled core, also in an editable installation."""
     if _backend.missing_core:
         raise FileNotFoundError(
-            f"{_backend.missing_core}, and so no C headers and sources; expected an installation that was compiled"
+            f"{_backend.missing_core}, so there are no C headers and sources; expected a compiled installation"
         )
     from proptim import _core
 
@@ -21,7 +21,8 @@ def _folder(*names: str) -> Path:
 def get_include() -> str:
     """The folder of ``proptim.h``, for ``include_dirs`` or ``-I``.
 
-    ``proptim_python.h``, for Python extensions, is there too. ``python -m proptim --includes`` prints the option.
+    It also has ``proptim_coefs.h``, and ``proptim_python.h`` for Python extensions. ``python -m proptim --includes``
+    prints the compiler option.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def get_include() -> str:
     --------
     >>> import pathlib, proptim
     >>> sorted(path.name for path in pathlib.Path(proptim.get_include()).glob("*.h"))
-    ['proptim.h', 'proptim_python.h']
+    ['proptim.h', 'proptim_coefs.h', 'proptim_python.h']
     """
     return str(_folder("csrc", "include"))
 

@@ -1,36 +1,24 @@
 """The `numba` backend: the texts of rule and stages, compiled by Numba and run weight by weight.
 
-The texts see scalars here and whole arrays in `_numpy`; both give the same bits, for Numba keeps IEEE semantics without
-fused multiply-add. `proptim.numba` calls the same loops from the caller's compiled code.
+The texts get scalars here and whole arrays in `_numpy`. Both give the same bits, because Numba keeps IEEE semantics
+without fused multiply-add. `proptim.numba` calls the same loops from the caller's compiled code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import starmap
 from typing import Any
 
-import numba
-import numba.core.cgutils
-import numba.extending
 import numpy as np
 
 from proptim import _numpy, _stages
-from proptim._arrays import Array, select
-
-# Said aloud, for a caller compiled with other options would pass its own on. A division by zero is a number, as in
-# NumPy and C, and not an exception in the middle of an array.
-EXACT = {"fastmath": False, "error_model": "numpy"}
-INSIDE = {**EXACT, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # for compiled code alone: quicker to compile
-
-untyped: Any = numba  # its annotations leave out half of what it takes
-types = untyped.types
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-compiled: Decorator = untyped.njit(**INSIDE)
-callable_too: Decorator = untyped.njit(**EXACT)
-intrinsic: Decorator = untyped.extending.intrinsic
-# Not strict, which would compare the annotations of what is typed and of what is compiled.
-means: Callable[..., Decorator] = partial(untyped.extending.overload, strict=False, jit_options=INSIDE)
+from proptim._arrays import select
+from proptim._formats import Stored, loaded, planes, stores
+from proptim._interrupts import Store, commit
+from proptim._jit import callable_too, compiled, intrinsic, means, types, untyped
+from proptim._numba_formats import first, load, planes_of, real_of, store
 
 _decay, _scale, _clip, _l2, _flush = (
     compiled(text) for text in (_stages.decay, _stages.scale, _stages.clip, _stages.l2, _stages.flush)
@@ -39,27 +27,56 @@ _, _, _, NO_L2, NO_ZERO, NO_FLUSH = _stages.NEUTRAL.values()
 
 
 class Plan(_numpy.Plan):
-    """All of a step in one compiled loop."""
+    """All of a step of a segment in one compiled loop."""
 
-    def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
+    def _run(
+        self,
+        work: Sequence[tuple[Sequence[Stored | None], Sequence[float]]],
+        counts: Sequence[Store],
+        also: Iterable[Any] = (),
+    ) -> None:
         if untyped.config.DISABLE_JIT:
-            super()._run(segment, row)
+            super()._run(work, counts, also)
             return
-        flat = tuple(None if a is None else np.ascontiguousarray(a).reshape(-1) for a in segment)
-        numbers = tuple(map(float, row))
-        coefs, stages = numbers[: self.coefs], numbers[self.coefs :]
-        loop(self.rule)(flat, coefs, stages)
-        *_, zero, _ = stages
-        for i, (array, stepped) in enumerate(zip(segment, flat, strict=True)):
-            if array is None or stepped is None or np.may_share_memory(array, stepped):
-                continue
-            if i != 1 or zero != NO_ZERO:  # a gradient is only written if it is to be zeroed
-                array[...] = stepped.reshape(array.shape)  # ascontiguousarray had to copy
+        step = loop(self.rule)
+        calls: list[tuple[Any, ...]] = []
+        found: list[Store] = []
+        for segment, row in work:
+            numbers = tuple(map(float, row))
+            coefs, stages = numbers[: self.coefs], numbers[self.coefs :]
+            *_, zero, _ = stages
+            zeroed, at, part = _numpy.picked(segment)
+            seen = loaded(part)
+            # What the rule sees of a format is a copy in any case, and so is what it sees of rows.
+            apart = any(a is not b for a, b in zip(segment, seen, strict=True))
+            # An array that is not aligned has another type than its first elements, of which there are none, here.
+            flat = tuple(
+                None if a is None else (a.flatten() if apart else np.require(a, None, ["C", "A"]).reshape(-1))
+                for a in seen
+            )
+            if apart:
+                step(flat, coefs, stages)
+            else:
+                step(
+                    tuple(None if a is None else a[:0] for a in flat), coefs, stages
+                )  # compile now: below, everything runs in C
+                calls.append((flat, coefs, stages))
+            for i, (array, stepped) in enumerate(zip(segment, flat, strict=True)):
+                if array is None or stepped is None:
+                    continue
+                if not apart and np.may_share_memory(array, stepped):
+                    continue
+                if i != 1:  # it had to be copied
+                    values = stepped.reshape(planes(part[i])[0].shape)
+                    found += [(plane, at, new) for plane, _, new in stores(array, values)]
+                elif zero != NO_ZERO:  # a gradient is only written if it is to be zeroed
+                    found.append((zeroed, ..., 0))
+        commit(found, counts, starmap(step, calls), also)
 
 
 @cache
 def loop(text: Callable[..., Any]) -> Callable[..., None]:
-    """A compiled step with the rule of this text: (arrays of one dimension, coefficients, those of the stages)."""
+    """A compiled step of this rule: (arrays of one dimension, coefficients, those of the stages)."""
     rule = compiled(text)
 
     @callable_too
@@ -68,15 +85,15 @@ def loop(text: Callable[..., Any]) -> Callable[..., None]:
         numbers = rounded(coefs, param)
         decay, scale, clip, l2, _, _ = rounded(stages, param)
         weight_decay, zero, flush = stages[3:]
-        smallest = smallest_normal(param) if flush != NO_FLUSH else param.dtype.type(0)  # nothing is below 0
-        for i in range(param.size):
+        smallest = smallest_normal(scale) if flush != NO_FLUSH else scale - scale  # nothing is below 0
+        for i in range(first(param).size):
             # Decay, scale and clip are exact at their neutral coefficients; to add 0 is not.
-            p = _decay(param[i], decay)
-            g = _clip(_scale(grad[i], scale), clip)
+            p = _decay(load(param, i, scale), decay)
+            g = _clip(_scale(load(grad, i, scale), scale), clip)
             if weight_decay != NO_L2:
                 g = _l2(g, p, l2)
-            new = rule(p, g, *over(at, state, i, None), *numbers)
-            param[i] = new[0]
+            new = rule(p, g, *elements(state, i, scale), *numbers)
+            store(param, i, new[0])
             put(state, i, new[1:], smallest)
             if zero != NO_ZERO:
                 clear(grad, i)
@@ -108,10 +125,17 @@ def _over(function: Any, arrays: Any, argument: Any, off: Any) -> Callable[..., 
     )
 
 
-@compiled
-def at(array: Any, i: Any) -> Any:
-    """The element, or of an array of more dimensions the row."""
-    return array[i]
+def elements(arrays: Any, i: Any, real: Any) -> Any:
+    """The tuple of element `i` of each array, as the rule sees it; None for None."""
+
+
+@means(elements)
+def _elements(arrays: Any, i: Any, real: Any) -> Callable[..., Any]:
+    if not len(arrays):
+        return lambda arrays, i, real: ()
+    if isinstance(arrays[0], types.NoneType):
+        return lambda arrays, i, real: (None, *elements(arrays[1:], i, real))
+    return lambda arrays, i, real: (load(arrays[0], i, real), *elements(arrays[1:], i, real))
 
 
 def put(arrays: Any, i: Any, values: Any, smallest: Any) -> None:
@@ -126,43 +150,43 @@ def _put(arrays: Any, i: Any, values: Any, smallest: Any) -> Callable[..., None]
         return lambda arrays, i, values, smallest: put(arrays[1:], i, values[1:], smallest)
 
     def both(arrays: Any, i: Any, values: Any, smallest: Any) -> None:
-        arrays[0][i] = _flush(values[0], smallest)
+        store(arrays[0], i, _flush(values[0], smallest))
         put(arrays[1:], i, values[1:], smallest)
 
     return both
 
 
 def clear(grad: Any, i: Any) -> None:
-    """Set an element to zero. Of a read-only array it does nothing: such are refused if they are to be cleared."""
+    """Set an element to zero; do nothing to a read-only array, which is an error if it has to be zeroed."""
 
 
 @means(clear)
 def _clear(grad: Any, i: Any) -> Callable[..., None]:
-    def store(grad: Any, i: Any) -> None:
-        grad[i] = 0
+    def store_zero(grad: Any, i: Any) -> None:
+        first(grad)[i] = 0  # of every format
 
-    return store if grad.mutable else lambda grad, i: None
+    (plane,) = planes_of(grad)
+    return store_zero if plane.mutable else lambda grad, i: None
 
 
-def smallest_normal(array: Any) -> Any:
-    """The smallest normal number of the dtype of an array."""
+def smallest_normal(real: Any) -> Any:
+    """The smallest normal number of a type."""
 
 
 @means(smallest_normal)
-def _smallest_normal(array: Any) -> Callable[..., Any]:
-    number = np.finfo(untyped.np.numpy_support.as_dtype(array.dtype)).smallest_normal
-    return lambda array: number
+def _smallest_normal(real: Any) -> Callable[..., Any]:
+    number = np.finfo(untyped.np.numpy_support.as_dtype(real)).smallest_normal
+    return lambda real: number
 
 
 @intrinsic
 def rounded(context: Any, numbers: Any, array: Any) -> Any:
-    """A tuple of float64 in the dtype of an array: each number is rounded once."""
-    result = types.UniTuple(array.dtype, len(numbers))
+    """A tuple of float64 in the dtype in which the rule computes for a parameter; each number is rounded once."""
+    real = real_of(array)
+    result = types.UniTuple(real, len(numbers))
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = untyped.core.cgutils.unpack_tuple(builder, args[0])
-        return context.make_tuple(
-            builder, result, [context.cast(builder, part, types.float64, array.dtype) for part in parts]
-        )
+        return context.make_tuple(builder, result, [context.cast(builder, part, types.float64, real) for part in parts])
 
     return result(numbers, array), code

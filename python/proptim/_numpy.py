@@ -1,43 +1,68 @@
-"""The `numpy` backend: the rule's own text over whole arrays. Also the oracle of all tests."""
+"""The `numpy` backend: the Python text of the rule on whole arrays. The tests compare all other backends with it."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+import os
+from _thread import RLock
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from proptim import _stages
-from proptim._arrays import Array
+from proptim._arrays import BFLOAT16, Array, Ranges, byte_bounds
+from proptim._formats import Stored, apart, arithmetic, loaded, planes, stores, widened
+from proptim._interrupts import Store, commit
+from proptim._rows import Rows, taken
 
 if TYPE_CHECKING:
-    from proptim._parameters import Clock, Parameter, Values
-    from proptim.optimizer import Optimizer
+    from proptim._parameters import Changes, Clock, Parameter, Values
+    from proptim.rule import Rule
 
-Advance = Callable[["Values", "Clock", "float | None"], "tuple[tuple[float, ...], Clock]"]
-"""`Optimizer.advance`."""
-Segment = tuple["Array | None", ...]
-"""params, then the state arrays of a rule, all real and of one dtype; None for a state array that is off."""
+Segment = tuple["Stored | None", ...]
+"""params, then the state arrays of a rule, all real, in formats that follow from their dtypes; None if absent."""
 
-BUSY = "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+
+def busy(process: int | None, own: bool = False) -> str:
+    """The error message if the claim is held; `process` took it; `own`: in this thread."""
+    if process is not None and process != os.getpid():
+        return (
+            "this optimizer was being stepped by another thread when this process was forked, so its arrays may be "
+            "half stepped; expected a fork between steps: make a new optimizer"
+        )
+    if own:
+        return (
+            "this call was made by a schedule or a signal handler within another call of the same optimizer; expected "
+            "no call until that one has returned: do this afterwards"
+        )
+    return "this optimizer is being stepped by another thread; expected one thread at a time: use a lock"
+
 
 LANES, BLOCK = 16, 4096
 """Shape of the sum of squares, the same in `csrc/reduce.c`: see `sum_of_squares`."""
 
 
-class Claim:
-    """Holds the plan of an optimizer for one thread: `with claim:`. A second thread is told so and does not wait."""
+class Claim(RLock):  # type: ignore[misc]  # final only to type checkers
+    """Holds an optimizer for one call: `with claim:`. A second call at the same time raises RuntimeError.
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    `__exit__` is that of RLock, in C: one in Python could be interrupted before it begins, and never release the claim.
+    """
 
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            raise RuntimeError(BUSY)
+    process: int | None = None
 
-    def __exit__(self, *exc: object) -> None:
-        self.lock.release()
+    def __enter__(self) -> bool:  # type: ignore[override]
+        if self._is_owned():  # type: ignore[attr-defined]  # the call that has it runs a schedule or a signal handler
+            raise RuntimeError(busy(self.process, own=True))
+        try:
+            if not self.acquire(blocking=False):
+                raise RuntimeError(busy(self.process))
+            self.process = os.getpid()
+        except BaseException:
+            if self._is_owned():  # type: ignore[attr-defined]  # interrupted right after it was taken
+                self.release()
+            raise
+        return True
 
 
 class Plan:
@@ -45,123 +70,217 @@ class Plan:
 
     def __init__(
         self,
-        optimizer: type[Optimizer],
+        rule: type[Rule],
         segments: Sequence[Segment],
         threads: int,
         auto: bool,
-        before: Plan | None = None,
+        claim: Claim | None = None,
+        changes: Changes | None = None,
     ) -> None:
-        self.rule = optimizer.rule
-        self.coefs = len(optimizer.coef_names)
-        self.segments = [[param, None, *state] for param, *state in segments]
+        self.rule = rule.rule
+        self.coefs = len(rule.coef_names)
+        # Views of its own, as the compiled plan has buffers: what is made of the arrays that it was given, such as
+        # `setflags(write=False)` and another shape, changes nothing for arrays that are stepped already.
+        self.segments: list[list[Any]] = [[apart(param), None, *map(apart, state)] for param, *state in segments]
         self.row_of = [0] * len(segments)
         self.clocks: list[Clock] = []
-        self.disjoint = False  # `offer` tells nothing here
-        self.claim: Claim = Claim() if before is None else before.claim
-        self.steps: int = 0 if before is None else before.steps
+        self.cohorts: Any = None
+        self.written = Ranges(plane for segment in segments for array in segment for plane in planes(array))
+        self.disjoint = True
+        self.casts = False
+        self.claim = claim or Claim()
+        self.given: list[Any] = [None] * len(segments)
+        self.grads: list[Any] = [None] * len(segments)
+        self.tally: Any = None
+        self.begun: set[int] = set()
+        self.steps = 0
+        self.told: Any = None
 
-    def bind(self, grads: Sequence[Array | None]) -> None:
-        """Point every segment at its gradient of this step, or at none. The caller has checked them."""
-        for segment, grad in zip(self.segments, grads, strict=True):
-            segment[1] = grad
+    def bind(self, grads: Sequence[Any], given: list[Any] | None = None, arrays: list[Any] | None = None) -> None:
+        """Set the gradient of every segment, an array or Rows, None for none; the caller has checked them.
 
-    def assign(self, row_of: Sequence[int], clocks: list[Clock]) -> None:
-        """Say which row of coefficients each segment uses, and the clock of each row."""
-        self.row_of, self.clocks = list(row_of), clocks
+        `given` and `arrays` are kept for the caller: the gradients as the user passed them, and as arrays.
+        """
+        kept = [] if given is None else [(self, "given", given), (self, "grads", arrays)]
+        own = map(apart, grads)
+        commit(zip(self.segments, repeat(1, len(self.segments)), [*own], strict=True), kept)
+
+    def bind_one(self, i: int, grad: Array | Rows | None, given: Any, array: Any) -> None:
+        """`bind` for one segment."""
+        if self.given is self.grads:
+            self.given = self.given.copy()
+        commit([(self.segments[i], 1, apart(grad)), (self.given, i, given), (self.grads, i, array)])
+
+    def assign(self, row_of: list[int], clocks: list[Clock], cohorts: Any = None) -> None:
+        """Set the row of coefficients that each segment uses, the clock of each row, and the cohorts of the rows."""
+        vars(self).update(row_of=row_of or self.row_of, clocks=clocks, cohorts=cohorts)
+
+    def sort_rows(self, only: int = -1) -> tuple[int, int] | None:
+        """Look at the indices of all gradients of rows (or one): a segment and which of its indices is no row, if any.
+
+        Other backends step by the indices that were looked at here.
+        """
+        for i in range(len(self.segments)) if only < 0 else (only,):
+            segment = self.segments[i]
+            if isinstance(segment[1], Rows):
+                at = segment[1].unknown(len(planes(segment[0])[0]))
+                if at < len(segment[1].indices):
+                    return i, at
+        return None
 
     def reduce(self, only: int = -1) -> tuple[float, bool]:
-        """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
-        grads = [s[1] for s in (self.segments if only < 0 else self.segments[only : only + 1])]
-        return sum_of_squares([g for g in grads if g is not None])
+        """Sum of squares of all bound gradients (or one), and whether all their elements are finite."""
+        segments = self.segments if only < 0 else self.segments[only : only + 1]
+        return sum_of_squares([seen(s) for s in segments if s[1] is not None])
 
-    def offer(self, grads: list[Any]) -> bool:
-        """Bind these gradients if they evidently fit; False, and nothing done, if that needs a closer look."""
+    def meets(self, low: int, high: int) -> bool:
+        """Whether some address in [low, high) may belong to a parameter or a state array."""
+        return not self.disjoint or self.written.meet(low, high)
+
+    def offer(self, grads: list[Any], given: list[Any] | None = None) -> bool:
+        """Bind these gradients if a quick check shows that they fit; else do nothing and return False.
+
+        A gradient can replace only a gradient, and None only None. `given`: the gradients as the user passed them.
+        """
+        if len(grads) != len(self.segments) or not self.disjoint:
+            return False
+        for segment, grad, bound in zip(self.segments, grads, self.grads, strict=True):
+            if grad is not bound and (segment[1] is None or not self._evident(segment, grad, given)):
+                return False
+        kept = grads.copy()
+        self.bind(kept, kept if given is None else given, kept)
+        return True
+
+    def offer_one(self, i: int, grad: Any, given: Any = None) -> bool:
+        """`offer` for one segment, which need not have had a gradient."""
+        if not self.disjoint or not self._evident(self.segments[i], grad, given):
+            return False
+        self.bind_one(i, grad, grad if given is None else given, grad)
+        return True
+
+    def _evident(self, segment: Sequence[Stored | None], grad: Any, given: Any) -> bool:
+        """Whether it is a plain array of the dtype and shape of the segment with memory of its own."""
+        param, *_ = planes(segment[0])
+        return (
+            type(grad) is np.ndarray
+            and grad.dtype == param.dtype
+            and (grad.dtype != BFLOAT16 or given is not None)  # a gradient of uint16 is none
+            and grad.shape == param.shape
+            and not self.written.meet(*byte_bounds(grad))
+        )
+
+    def remember(
+        self, stamp: object, advancing: type[Rule] | None, values: list[Values | None], takes: bool, homes: list[Any]
+    ) -> None:
+        """Does nothing: only the compiled plan repeats steps, for speed."""
+
+    def forget(self) -> None:
+        """Does nothing: there is no step to repeat."""
+
+    def repeat(self, grads: Any = None) -> bool:
+        """Always False: this plan does not repeat steps without checks."""
         return False
 
-    def offer_one(self, i: int, grad: Any) -> bool:
-        """`offer` for one segment."""
-        return False
+    def step(self, rows: Sequence[Sequence[float] | None], clocks: list[Clock], tally: Any = None) -> None:
+        """One step of every segment with the coefficients of its row; then set the clocks and the tally.
 
-    def repeat(
-        self, optimizer: Optimizer, grads: list[Any] | None, advance: Advance | None, values: list[Values | None]
-    ) -> bool:
-        """A step like the last one, after `offer` if there are gradients; claims the plan by itself.
-
-        False where it cannot be told that it is: here always, for the short way is only for speed.
+        A row has the coefficients of the rule, then those of the stages; segments of a row that is None are left out. A
+        round of `step_one` ends: `begun` is emptied.
         """
-        return False
+        work = [
+            (segment, coefs)
+            for segment, row in zip(self.segments, self.row_of, strict=True)
+            if (coefs := rows[row]) is not None and segment[1] is not None
+        ]
+        counts = {"clocks": clocks, "tally": tally, "begun": set(), "steps": self.steps + 1}
+        self._run(work, [(self, name, value) for name, value in counts.items()])
+        if self.told is not None:
+            self.told()
 
-    def step(self, rows: Sequence[Sequence[float] | None], clocks: list[Clock], begun: set[int] | None = None) -> None:
-        """One step of every segment with the coefficients of its row, after which the clocks are these.
+    def step_one(self, index: int, row: Sequence[float], parameter: Parameter, clock: Clock, tally: Any = None) -> None:
+        """One step of one segment; then set the clock of its parameter.
 
-        A row is the rule's coefficients followed by those of the stages; a row that is None is not stepped. `begun`,
-        what `step_one` has stepped of a round, is then empty.
+        A segment that is already in `begun` begins a new round.
         """
-        for segment, row in zip(self.segments, self.row_of, strict=True):
-            coefs = rows[row]
-            if coefs is not None and segment[1] is not None:
-                self._run(segment, coefs)
-        self.clocks = clocks
-        self.steps += 1
-        if begun is not None:
-            begun.clear()
+        begins = not self.begun or index in self.begun
+        begun: set[int] = set() if begins else self.begun
+        counts = {"tally": tally, "begun": begun, "steps": self.steps + begins}
+        stores = [(self, name, value) for name, value in counts.items()]
+        also = map(begun.add, [index])
+        self._run([(self.segments[index], row)], [*stores, (parameter, "clock", clock)], also)
+        if self.told is not None:
+            self.told()
 
-    def step_one(self, index: int, row: Sequence[float], parameter: Parameter, clock: Clock, begun: set[int]) -> None:
-        """One step of one segment, after which this is the clock of its parameter.
+    def _run(
+        self,
+        work: Sequence[tuple[Sequence[Stored | None], Sequence[float]]],
+        counts: Sequence[Store],
+        also: Iterable[Any] = (),
+    ) -> None:
+        """Step these segments with their rows and set the counts: everything, or nothing if it fails."""
+        found: list[Store] = []
+        for segment, row in work:
+            found += self._stepped(segment, row)
+        commit(found, counts, also)
 
-        `begun` are the segments that have been stepped of this round; one that is among them begins another.
-        """
-        self._run(self.segments[index], row)
-        parameter.clock = clock
-        if not begun or index in begun:
-            self.steps += 1
-            begun.clear()
-        begun.add(index)
-
-    def _run(self, segment: Sequence[Array | None], row: Sequence[float]) -> None:
-        param, grad, *state = segment
+    def _stepped(self, segment: Sequence[Stored | None], row: Sequence[float]) -> list[Store]:
+        """The arrays of a segment that a step changes, and their new values."""
+        zeroed, at, part = picked(segment)
+        param, grad, *state = loaded(part)
         assert param is not None
         assert grad is not None
         real = param.dtype.type
-        decay, scale, clip, l2, zero, flush = row[self.coefs :]
-        with np.errstate(all="ignore"):  # IEEE all the way: inf and NaN are results here, not errors
-            coefs = [real(c) for c in row]
-            factor = dict(zip(_stages.NEUTRAL, coefs[self.coefs :], strict=True))
-            seen: Any = grad
-            if decay != _stages.NEUTRAL["decay"]:
-                param[...] = _stages.decay(param, factor["decay"])
-            if scale != _stages.NEUTRAL["scale"]:
-                seen = _stages.scale(seen, factor["scale"])
-            if clip != _stages.NEUTRAL["clip"]:
-                seen = _stages.clip(seen, factor["clip"])
-            if l2 != _stages.NEUTRAL["l2"]:
-                seen = _stages.l2(seen, param, factor["l2"])
-            self._apply(param, seen, state, tuple(coefs[: self.coefs]))
-            if zero != _stages.NEUTRAL["zero"]:
-                grad[...] = 0
+        stages = row[self.coefs :]
+        *_, zero, flush = stages
+        with np.errstate(all="ignore"):  # IEEE arithmetic: inf and NaN are results, not errors
+            decayed, seen = _stages.before(param, grad, stages)
+            new = self.rule(decayed, seen, *state, *(real(c) for c in row[: self.coefs]))
             if flush != _stages.NEUTRAL["flush"]:
-                for array in state:
-                    if array is not None:
-                        array[...] = _stages.flush(array, np.finfo(real).smallest_normal)
+                smallest = np.finfo(real).smallest_normal
+                new = (new[0], *(None if a is None else _stages.flush(a, smallest) for a in new[1:]))
+            found: list[Store] = []
+            for array, n in zip((segment[0], *segment[2:]), new, strict=True):
+                if array is not None:
+                    found += [(plane, at, values) for plane, _, values in stores(array, n)]
+        return [*found, (zeroed, ..., 0)] if zero != _stages.NEUTRAL["zero"] else found
 
-    def _apply(self, param: Array, grad: Array, state: Sequence[Array | None], coefs: tuple[Any, ...]) -> None:
-        arrays = (param, *state)
-        for array, new in zip(arrays, self.rule(param, grad, *state, *coefs), strict=True):
-            if array is not None:
-                array[...] = new
+
+def picked(segment: Sequence[Any]) -> tuple[Array, Any, Sequence[Any]]:
+    """What of a segment is stepped: the numbers of its gradient, which rows, and these of every array.
+
+    Of a gradient of rows they are copies, and the gradient is their sums.
+    """
+    grad = segment[1]
+    if not isinstance(grad, Rows):
+        return grad, ..., segment
+    rows, sums = grad.summed(arithmetic(planes(segment[0])[0].dtype))
+    return grad.values, rows, [taken(segment[0], rows), sums, *(taken(a, rows) for a in segment[2:])]
+
+
+def seen(segment: Sequence[Any]) -> Array:
+    """The gradient of a segment as the rule sees it, of rows the sum of each."""
+    real = arithmetic(planes(segment[0])[0].dtype)
+    return segment[1].summed(real)[1] if isinstance(segment[1], Rows) else widened(segment[1], real)
 
 
 def sum_of_squares(grads: Sequence[Array]) -> tuple[float, bool]:
     """Sum of squares of all elements in float64, and whether all are finite; `grads` are real arrays.
 
-    The order of the additions is fixed, so that every backend and thread count gives the same bits: elements in C
-    order are dealt to 16 lanes, each lane adds up its 256 squares of a block of 4096, the lanes and then the
-    blocks of all arrays are added in pairs, neighbours first.
+    The order of the additions is fixed, so that every backend and thread count gives the same bits. Elements in C order
+    are distributed to 16 lanes, and each lane adds up its 256 squares of a block of 4096. Then the lanes, and after
+    them the blocks of all arrays, are added in pairs of neighbours.
     """
+    sums, finite = sums_of_blocks(grads)
+    return sum_of_blocks(sums), finite
+
+
+def sums_of_blocks(grads: Sequence[Array], threads: int = 1) -> tuple[Array, bool]:
+    """The sum of squares of each block, and whether all elements are finite; `threads` make no difference here."""
     finite = True
-    partials = []
+    sums = []
     with np.errstate(all="ignore"):
         for grad in grads:
+            grad = widened(grad, arithmetic(grad.dtype))
             finite = finite and bool(np.isfinite(grad).all())
             padded = np.zeros(-(-grad.size // BLOCK) * BLOCK)  # adding a zero square is exact
             padded[: grad.size] = grad.reshape(-1)
@@ -171,10 +290,16 @@ def sum_of_squares(grads: Sequence[Array]) -> tuple[float, bool]:
                 lanes += squares[:, i]
             while lanes.shape[1] > 1:
                 lanes = lanes[:, 0::2] + lanes[:, 1::2]
-            partials.append(lanes[:, 0])
-        tree = np.concatenate([*partials, np.zeros(1)])
+            sums.append(lanes[:, 0])
+    return np.concatenate([*sums, np.zeros(0)]), finite
+
+
+def sum_of_blocks(sums: Array) -> float:
+    """The sum of the sums of blocks, in pairs."""
+    tree = np.append(sums, 0.0)
+    with np.errstate(all="ignore"):
         while len(tree) > 1:
             if len(tree) % 2:
                 tree = np.append(tree, 0.0)
             tree = tree[0::2] + tree[1::2]
-    return float(tree[0]), finite
+    return float(tree[0])

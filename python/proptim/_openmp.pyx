@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""The parallel path on OpenMP, as a capsule; a module of its own, so that a process without threads has no OpenMP."""
+"""The OpenMP threads, as a capsule; a module of its own, so that a process loads OpenMP only if it uses threads."""
 
 from cpython.pycapsule cimport PyCapsule_New
 
@@ -12,6 +12,6 @@ cdef extern from "parallel_openmp.h" nogil:
     long proptim_openmp_process
     proptim_ran proptim_parallel_openmp(proptim_task *task, void *data, int parts, int threads)
 
-# That in which the core was imported: libgomp may be older than this module, and torch may have used its pool.
+# The process in which the core was imported: libgomp may have been loaded and used before this module, as by torch.
 proptim_openmp_process = _core.process
 parallel = PyCapsule_New(<void *>proptim_parallel_openmp, b"proptim_parallel", NULL)

@@ -1,10 +1,12 @@
-"""The options that all optimizers take, and how a change of one is noticed."""
+"""The options that all optimizers take, and what happens when one is set."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from proptim._parameters import Schedulable, frozen
+from proptim._interrupts import commit
+from proptim._parameters import Schedulable, Shown, at_step, frozen, listed
 
 
 class Options(TypedDict, total=False):
@@ -21,6 +23,9 @@ class Options(TypedDict, total=False):
     max_skips: int | None
     zero_grads: bool
     flush_denormals: bool
+    master: Literal["auto", "split", "float32"] | None
+    state_dtype: str | Mapping[str, str] | None
+    cast_grads: bool
     threads: int | Literal["auto"]
     backend: Literal["c", "numba", "numpy"] | None
 
@@ -34,34 +39,73 @@ GROUP_OPTIONS: dict[str, Any] = {
 """The options that a parameter group may override, with their defaults."""
 
 
+SETTINGS: dict[str, Any] = {
+    "clip_norm": None,
+    "grad_scale": 1.0,
+    "nonfinite": "propagate",
+    "max_skips": None,
+    "zero_grads": False,
+    "flush_denormals": False,
+    "master": "auto",
+    "state_dtype": None,
+    "cast_grads": False,
+    "threads": "auto",
+    "backend": None,
+}
+"""The options of a whole optimizer, with their defaults."""
+
+
+def as_shown(value: Any) -> Any:
+    """The value of an option; a dict, which is fixed at construction, raises an error when it is changed."""
+    return Shown(value, "make a new optimizer") if isinstance(value, dict) else value
+
+
 class Hyperparameter:
-    """A hyperparameter as an attribute: reads the first group's value, sets every group's."""
+    """A hyperparameter as an attribute: reading gives its value at the next step, setting sets it in every group."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        return self if optimizer is None else optimizer.param_groups[0][self.name]
+        return self if optimizer is None else at_step(self.common(optimizer), optimizer.steps)
 
     def __set__(self, optimizer: Any, value: Any) -> None:
-        for group in optimizer.param_groups:
-            group[self.name] = value
+        self.common(optimizer)
+        groups, value = optimizer.param_groups, frozen(value)
+        for group in groups:
+            group.check_key(self.name)
+        commit([(group.data, self.name, value) for group in groups], [s for group in groups for s in group.changed()])
+
+    def common(self, optimizer: Any) -> Any:
+        """The value in all groups, ValueError if they differ."""
+        values = [group[self.name] for group in optimizer.param_groups]
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise ValueError(
+                f"{self.name} differs between parameter groups: {listed(values)}; expected one for all: read or set "
+                f"it in each of param_groups, as in param_groups[0][{self.name!r}]"
+            )
+        return values[0]
 
 
 class Setting:
-    """An option of a whole optimizer: a change is looked at before the next step, or refused where it has no effect."""
+    """An option of a whole optimizer: a change is checked before the next step, or an error if it is fixed."""
 
-    def __init__(self, fixed: bool = False) -> None:
+    def __init__(self, *, fixed: bool = False) -> None:
         self.fixed = fixed
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        return self if optimizer is None else vars(optimizer)[self.name]
+        return self if optimizer is None else as_shown(optimizer._stepper.settings[self.name])
 
     def __set__(self, optimizer: Any, value: Any) -> None:
-        if self.fixed and self.name in vars(optimizer):
+        if self.fixed:
             raise AttributeError(f"{self.name} is fixed at construction; expected no change: make a new optimizer")
-        vars(optimizer)[self.name] = frozen(value)
-        optimizer._ready = optimizer._quick = False
+        optimizer._stepper.set(self.name, frozen(value))
+
+    def __delete__(self, optimizer: Any) -> None:
+        raise AttributeError(
+            f"{self.name} is an option, which cannot be removed; expected a value: set it to {SETTINGS[self.name]!r}, "
+            "the default"
+        )

@@ -6,6 +6,7 @@ A stage is switched on by its coefficient: at the neutral value it does not run 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,21 @@ def clip(grad: Any, bound: Any) -> Any:
 def l2(grad: Any, param: Any, weight_decay: Any) -> Any:
     """Add the gradient of weight_decay/2 * param**2."""
     return grad + weight_decay * param
+
+
+def before(param: Any, grad: Any, stages: Sequence[float]) -> tuple[Any, Any]:
+    """Parameter and gradient as the rule sees them; `stages` has the coefficients in the order of `NEUTRAL`."""
+    real = param.dtype.type
+    on = {name: real(c) for (name, off), c in zip(NEUTRAL.items(), stages, strict=True) if c != off}
+    if "decay" in on:
+        param = decay(param, on["decay"])
+    if "scale" in on:
+        grad = scale(grad, on["scale"])
+    if "clip" in on:
+        grad = clip(grad, on["clip"])
+    if "l2" in on:
+        grad = l2(grad, param, on["l2"])
+    return param, grad
 
 
 def flush(state: Any, smallest_normal: Any) -> Any:

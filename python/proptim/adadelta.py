@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Adadelta(Optimizer):
-    r"""Adadelta: the units of the step come from past steps, so that no learning rate is needed.
+    r"""Adadelta: past steps give each step its scale, so that no learning rate is needed.
 
     .. math::
 
@@ -47,7 +47,7 @@ class Adadelta(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Adadelta(Optimizer):
     Notes
     -----
     Equal to torch.optim.Adadelta. Keras and TF default to lr = 1e-3 and rho = 0.95; optax.adadelta() with its default
-    learning_rate=None climbs instead of descending.
+    learning_rate=None ascends instead of descending.
 
     References
     ----------
@@ -69,6 +69,7 @@ class Adadelta(Optimizer):
     """
 
     states = ("square_avg", "acc_delta")
+    squares = frozenset({"square_avg", "acc_delta"})
 
     @staticmethod
     def rule(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Adagrad(Optimizer):
-    r"""Adagrad: every weight divides by its whole past, so all steps shrink for ever.
+    r"""Adagrad: divide by the root of the sum of all squared gradients of a weight, so that steps shrink for ever.
 
     .. math::
 
@@ -47,7 +47,7 @@ class Adagrad(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -71,6 +71,8 @@ class Adagrad(Optimizer):
     """
 
     states = ("sum",)
+    squares = frozenset({"sum"})
+    fixed = frozenset({"initial_accumulator_value"})
     cases = ({}, {"lr_decay": 0.1, "eps_inside_sqrt": True, "initial_accumulator_value": 0.1})
 
     @staticmethod

@@ -40,7 +40,7 @@ class Adam(Optimizer):
     eps : float or schedule, default 1e-8
         Added to the root.
     amsgrad : bool, default False
-        Divide by the largest v so far [2]_; costs the state array ``max_exp_avg_sq``.
+        Divide by the largest v so far [2]_; needs the state array ``max_exp_avg_sq``.
     eps_hat : bool, default False
         Add eps to the root of the uncorrected v, as Keras and TF do.
     **options
@@ -51,7 +51,7 @@ class Adam(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -74,6 +74,7 @@ class Adam(Optimizer):
     """
 
     states = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    squares = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
     optional = {"max_exp_avg_sq": "amsgrad"}
     cases = ({}, {"amsgrad": True}, {"eps_hat": True})
 
@@ -161,6 +162,8 @@ class AdamW(Adam):
     .. [1] Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
+    identity = {"decoupled_weight_decay": True}
+
     def __init__(  # type: ignore[misc]  # weight_decay has a place of its own here, as in torch
         self,
         params: Any,
@@ -173,8 +176,7 @@ class AdamW(Adam):
         eps_hat: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        options = {"decoupled_weight_decay": True, **options, "weight_decay": weight_decay}
-        super().__init__(params, lr, betas, eps, amsgrad, eps_hat=eps_hat, **options)
+        super().__init__(params, lr, betas, eps, amsgrad, eps_hat=eps_hat, **{**options, "weight_decay": weight_decay})
 
 
 def check_betas(betas: Any) -> None:

@@ -2,27 +2,34 @@
 
 One function for each rule, called by its name: ``functional.rmsprop(param, grad, square_avg, lr=1e-3)``.
 
-``functional.rmsprop.init(param, **hyperparameters)`` makes the state arrays, by name. Most are zeros at first; Rprop's
-``step_word`` is a step size with a sign in it, and only ``functional.rprop.init(param, lr=0.1)`` makes it.
+``functional.rmsprop.init(param, **hyperparameters)`` makes the state arrays, by name. Most are zeros at first. Rprop's
+``step_word`` holds a step size and a sign in one number: make it with ``functional.rprop.init(param, lr=0.1)``; zeros
+are refused. For a parameter of 16 bits `init` also makes the ``master``, which gives steps the precision of float32.
+The arguments ``master`` and ``state_dtype``, described at `proptim.Optimizer`, choose its kind and the dtype of the
+state.
 
 Parameters
 ----------
 param : array
     Stepped in place.
 grad : array
-    Its gradient, of the same shape and dtype.
+    Its gradient, of the same shape; `proptim.Optimizer` lists the dtypes. A gradient of some rows is `proptim.Rows`.
 state arrays : array
-    Those of the rule, by name or in its order, of the same shape and dtype; stepped in place. None, or left out, for
-    one that an option switches on.
-step : int, default 1
-    Which step this is, counted from 1; only rules that correct or decay by it look (Adam, NAdam, Adagrad, ...).
+    Those of the rule, by name or in its order, of the same shape and of a dtype that `state_dtype` allows; updated in
+    place. Leave out, or pass None for, one whose option is off. uint16 arrays are taken as the bits of bfloat16.
+master : array, optional
+    What `init` made for a parameter of 16 bits: uint16 with the low 16 bits of each bfloat16, or float32. Without it
+    the parameter is rounded at every step.
+step : int
+    The number of this step, counted from 1. Rules that depend on it, such as Adam with its bias correction, require it;
+    for others it may be left out.
 loss, prev_loss : float, optional
     For Rprop's "irprop+".
 mu_product : float, optional
-    For NAdam, the product up to the step before; without it, it is multiplied up from the first step.
+    For NAdam, the product up to the previous step; without it, the product is computed from the first step on.
 hyperparameters : by keyword
     Those of the class of this name, and of the options of `proptim.Optimizer`: grad_scale, clip_value, weight_decay,
-    decoupled_weight_decay, maximize, zero_grads, flush_denormals, threads (1 by default) and backend.
+    decoupled_weight_decay, maximize, zero_grads, flush_denormals, cast_grads, threads (1 by default) and backend.
 
 Raises
 ------
@@ -43,24 +50,34 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping
+from itertools import starmap
+from operator import setitem
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from proptim import _backend
-from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, real_view
-from proptim._options import GROUP_OPTIONS
-from proptim._parameters import Group, Parameter, check_number
-from proptim.adadelta import Adadelta
-from proptim.adagrad import Adagrad
-from proptim.adam import Adam, AdamW
-from proptim.lion import Lion
-from proptim.nadam import NAdam
-from proptim.optimizer import Optimizer, clip_factor
-from proptim.rmsprop import RMSprop
-from proptim.rprop import Rprop
-from proptim.sgd import SGD
+from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, name_of, real_view, tell_torch
+from proptim._formats import FLOAT32, SIXTEEN, arithmetic, rounded, shown, widened
+from proptim._interrupts import at_once
+from proptim._parameters import (
+    Clock,
+    Schedulable,
+    check_gradient,
+    check_number,
+    frozen,
+    is_on,
+    named,
+    paths,
+    plain,
+    stored,
+)
+from proptim._prepared import as_loss, clip_factor, settle
+from proptim._registry import OPTIMIZERS
+from proptim._rows import as_gradient, no_row, real_gradient, values_of
+from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state
+from proptim.rule import Rule
 
 CACHE_LINE = 64
 """Bytes; also the widest vector."""
@@ -69,54 +86,91 @@ CACHE_LINE = 64
 class OneShot:
     """The rule of one optimizer class as a function on arrays."""
 
-    def __init__(self, optimizer: type[Optimizer]) -> None:
+    def __init__(self, optimizer: type[Rule]) -> None:
         self.optimizer = optimizer
+        self.alike = None if _backend.missing_core else _backend.core.OneShot(optimizer)
+        """Repeats calls that are like an earlier one, without the checks below."""
         self.__name__ = optimizer.__name__.lower()
         self.__doc__ = f"One step of `proptim.{optimizer.__name__}` on one parameter, in place."
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        own = [
-            p.replace(kind=keyword)
-            for p in inspect.signature(optimizer.__init__).parameters.values()
-            if p.name not in ("self", "params", "options")
-        ]
-        self.hyper = {**GROUP_OPTIONS, **{p.name: p.default for p in own}}
-        if optimizer is AdamW:
-            self.hyper["decoupled_weight_decay"] = True
-        arrays = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("param", "grad")]
-        arrays += [
-            inspect.Parameter(
-                n,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=None if n in optimizer.optional else inspect.Parameter.empty,
-            )
-            for n in optimizer.states
-        ]
-        clock = [inspect.Parameter("step", keyword, default=1)]
-        rest = [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
-        self.__signature__ = inspect.Signature([*arrays, *clock, *own, *rest], return_annotation=None)
+        own = [p for p in inspect.signature(optimizer.__init__).parameters if p in optimizer.hyper]
+        more = [n for n in tuple(optimizer.clock_start)[1:] if not n.startswith("_")]  # a clock's numbers but the step
+        self.losses = optimizer.needs_loss is not Rule.needs_loss
+        self.keywords: dict[str, Any] = {
+            "step": None,
+            **{name: optimizer.hyper[name] for name in (*own, *optimizer.hyper)},
+            **dict.fromkeys([*more, *["loss"] * self.losses]),
+            "grad_scale": 1.0,
+            "zero_grads": False,
+            "flush_denormals": False,
+            "master": None,
+            "cast_grads": False,
+            "threads": 1,
+            "backend": None,
+        }
+        """Keyword arguments and their defaults."""
+        self.__signature__ = self._signature()
+
+    def _signature(self) -> inspect.Signature:
+        arrays = ["param", "grad", *self.optimizer.states]
+        either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        off = {n: None if n in self.optimizer.optional else inspect.Parameter.empty for n in arrays}
+        parameters = [inspect.Parameter(n, either, default=default) for n, default in off.items()]
+        parameters += [inspect.Parameter(n, keyword, default=default) for n, default in self.keywords.items()]
+        return inspect.Signature(parameters, return_annotation=None)
 
     def __repr__(self) -> str:
         return f"<function proptim.functional.{self.__name__}{self.__signature__}>"
 
-    def init(self, param: Any, **hyper: Any) -> dict[str, Array]:
-        """The state arrays of this rule before the first step, by name."""
-        opt = self.optimizer([as_array(param, "param").copy()], **hyper)
-        return opt._parameters[0].state
+    def __reduce__(self) -> str:
+        return self.__name__
 
-    def __call__(
+    def init(
+        self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, **hyper: Any
+    ) -> dict[str, Array]:
+        """The state arrays of this rule before the first step, by name, and the master of a parameter of 16 bits."""
+        rule, array = self.optimizer, as_array(param, "param")
+        now = settle(rule, self._hyper(hyper), (), 0)
+        check_storage(rule, master, state_dtype, [("param", array.dtype)])
+        wanted = rule.wanted(self._hyper(hyper))  # those too that a schedule asks for later
+        state = {name: first_state(rule, now.h, state_dtype, name, array) for name in wanted}
+        for name, each in state.items():
+            check_state(each, name, array)
+        plane = first_plane(master, array)
+        named = {name: shown(each) for name, each in state.items()}
+        return named if plane is None else {**named, "master": plane}
+
+    def _hyper(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters: those given, and the defaults of the others."""
+        for key in keywords:
+            if key not in self.optimizer.hyper:
+                meant = self.optimizer.meant(key)
+                hint = f": did you mean {meant!r}?" if meant else ""
+                raise TypeError(f"{self.__name__} got an unexpected keyword argument {key!r}{hint}")
+        return {**self.optimizer.hyper, **{key: frozen(value) for key, value in keywords.items()}}
+
+    def __call__(self, *args: Any, **keywords: Any) -> None:
+        if self.alike is None or not self.alike.step(args, keywords):
+            kept = self._step(*args, **keywords)
+            if self.alike is not None and kept is not None:
+                self.alike.remember(args, keywords, *kept)
+
+    def _step(
         self,
         param: Any,
         grad: Any,
         *state: Any,
-        step: int = 1,
+        step: int | None = None,
         loss: float | None = None,
         grad_scale: float = 1.0,
         zero_grads: bool = False,
         flush_denormals: bool = False,
+        master: Any = None,
+        cast_grads: bool = False,
         threads: int | str = 1,
         backend: str | None = None,
         **keywords: Any,
-    ) -> None:
+    ) -> tuple[Any, ...] | None:
+        """The step with all its checks; returns what `_core.OneShot.remember` needs to repeat it, None if it cannot."""
         rule = self.optimizer
         if len(state) > len(rule.states):
             raise TypeError(f"{self.__name__} got {len(state)} state arrays; expected at most {rule.states}")
@@ -124,75 +178,90 @@ class OneShot:
         for name in rule.states:
             if name in keywords and name not in given:
                 given[name] = keywords.pop(name)
-        clock = {name: keywords.pop(name) for name in tuple(rule.clock_start)[1:] if name in keywords}
-        for key in keywords:
-            if key not in self.hyper:
-                raise TypeError(f"{self.__name__} got an unexpected keyword argument {key!r}")
-        group = Group({**self.hyper, **keywords, "params": ()}, frozenset())
-        h = rule.settled(group, max(step - 1, 0))
-        wanted = rule.wanted(group)
+        more = {name: keywords.pop(name) for name in tuple(rule.clock_start)[1:] if name in keywords}
+        clock = {name: value for name, value in more.items() if value is not None}
+        array = as_array(param, "param")
+        dtype = arithmetic(array.dtype).name
+        hyper = self._hyper(keywords)
+        number = None if step is None else plain(step)
+        if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
+            raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
+        h, wanted, scheduled = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
+        if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
+            raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:
             clock["prev_loss"] = -clock["prev_loss"]
         check_number("grad_scale value", grad_scale, low=-math.inf)
-        p = Parameter("", None, param, as_array(param, "param"), group, ())
         for name in rule.states:
             if given.get(name) is None and name in wanted:
                 raise TypeError(f"{self.__name__} has no {name}; expected an array like param: pass {name}=")
-        arrays = {"param": p.array} | {n: as_array(a, n) for n, a in given.items() if a is not None}
-        gradient = as_array(grad, "grad")
-        for name, array in arrays.items():
-            p.check_like(array, name)
-            check_writable(array, name)
-        p.check_like(gradient, "grad")
+        arrays = {"param": array} | {n: as_array(a, n, bits=True) for n, a in given.items() if a is not None}
+        gradient = as_gradient(grad, "grad", array, "param")
+        plane = None if master is None else as_array(master, "master", bits=True)
+        for name, each in arrays.items():
+            check_state(each, name, array)
+            check_writable(each, name)
+        for name in rule.never_zero & arrays.keys():
+            if not real_view(arrays[name]).all():
+                raise ValueError(
+                    f"{name} has zeros, which no step leaves; expected what functional.{self.__name__}.init(param) "
+                    "makes"
+                )
+        if plane is not None:
+            arrays["master"] = plane
+            check_plane(plane, array)
+            check_writable(plane, "master")
+        check_gradient(gradient, "grad", array, "param", is_on("cast_grads", cast_grads))
         if zero_grads:
-            check_writable(gradient, "grad")
-        check_disjoint(list(arrays.items()), [("grad", gradient)])
-        coefs, _ = rule.numbers(group, self._clock(h, step, clock), loss)
-        stages = rule.stages(h, grad_scale, zero_grads, flush_denormals)
-        segment = [real_view(p.array), *(real_view(arrays[n]) if n in wanted else None for n in rule.states)]
-        plan = _backend.plan_type(backend or _backend.backend())(
-            rule, [tuple(segment)], *_backend.thread_count(threads)
-        )
-        plan.bind([real_view(gradient)])
+            check_writable(values_of(gradient), "grad")
+        check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
+        coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
+        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals)
+        rule.check_numbers(coefs, stages, dtype)
+        segment = [stored(array, plane), *(real_view(arrays[n]) if n in wanted else None for n in rule.states)]
+        backend, count = backend or _backend.backend(), _backend.thread_count(threads)
+        plan = _backend.plan_type(backend)(rule, [tuple(segment)], *count)
+        plan.bind([real_gradient(gradient)])
+        if (found := plan.sort_rows()) is not None:
+            raise no_row(gradient, found[1], "grad", array, "param")
         plan.step([(*coefs, *stages)], [])
+        tell_torch([param, *given.values(), *([grad] if zero_grads else [])])
+        if clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
+            return None
+        return (*coefs, *stages), wanted, None if rule.steady(h) else h
 
-    def _clock(self, h: Mapping[str, Any], step: int, given: Mapping[str, float]) -> tuple[float, ...]:
-        """The clock before step number `step`."""
-        if step < 1 or step != int(step):
-            raise ValueError(f"step is {step}; expected a whole number of at least 1")
+    def _clock(self, h: Mapping[str, Any], step: int | None, given: Mapping[str, float]) -> Clock:
+        """The clock before step number `step`; before the second step if that is None, as all later ones are alike."""
+        before = 1 if step is None else step - 1
+        if not given:
+            return self.optimizer.clock_at(h, before)
         start = {**self.optimizer.clock_start, **given}
-        clock = tuple(start.values())
-        if len(start) > 1 and not given and self.optimizer is NAdam:
-            for _ in range(step - 1):
-                _, clock = self.optimizer.advance(h, clock, None)
-        return (step - 1, *clock[1:])
+        return (before, *list(start.values())[1:])
 
 
-sgd = OneShot(SGD)
-rprop = OneShot(Rprop)
-rmsprop = OneShot(RMSprop)
-adagrad = OneShot(Adagrad)
-adadelta = OneShot(Adadelta)
-adam = OneShot(Adam)
-adamw = OneShot(AdamW)
-nadam = OneShot(NAdam)
-lion = OneShot(Lion)
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> OneShot: ...
 
 
-def _gradients(grads: Any) -> list[tuple[str, Array]]:
-    if is_array(grads) or not isinstance(grads, Iterable):
+globals().update({name: OneShot(optimizer) for name, optimizer in OPTIMIZERS.items()})
+
+
+def _items(grads: Any) -> list[tuple[str, Any]]:
+    """The gradients that are not None, and how messages name them."""
+    if is_array(grads) or not isinstance(grads, Iterable) or isinstance(grads, (set, frozenset)):
         raise TypeError(f"grads is {type(grads).__name__}; expected a sequence or dict of arrays: put it into a list")
-    items = grads.items() if isinstance(grads, Mapping) else enumerate(grads)
-    return [(f"grads[{key!r}]", as_array(g, f"grads[{key!r}]")) for key, g in items if g is not None]
+    items = paths(grads) if isinstance(grads, Mapping) else enumerate(grads)
+    return [(f"grads[{key!r}]", g) for key, g in items if g is not None]
 
 
 def global_norm(grads: Any) -> float:
-    """Euclidean norm of all gradients together, in float64, the same bits on every backend and thread count.
+    """Euclidean norm of all gradients together, in float64, with the same bits on every backend and thread count.
 
     Parameters
     ----------
     grads : sequence or dict of arrays
-        None among them is passed over.
+        Entries that are None are ignored.
 
     Returns
     -------
@@ -202,7 +271,7 @@ def global_norm(grads: Any) -> float:
     Raises
     ------
     TypeError
-        For what is no supported array.
+        For anything that is not a supported array.
 
     Examples
     --------
@@ -210,7 +279,11 @@ def global_norm(grads: Any) -> float:
     >>> proptim.global_norm([np.array([3.0]), np.array([[4.0]])])
     5.0
     """
-    squares, _ = _backend.sum_of_squares([real_view(g) for _, g in _gradients(grads)])
+    return _norm([as_array(g, label) for label, g in _items(grads)])
+
+
+def _norm(grads: list[Array]) -> float:
+    squares, _ = _backend.sum_of_squares([real_view(grad) for grad in grads])
     return math.sqrt(squares)
 
 
@@ -222,7 +295,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     Parameters
     ----------
     grads : sequence or dict of arrays
-        None among them is passed over.
+        Entries that are None are ignored.
     max_norm : float
         At least 0.
 
@@ -236,7 +309,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     ValueError
         For read-only arrays, arrays that share memory or a negative `max_norm`; nothing has changed then.
     TypeError
-        For what is no supported array; nothing has changed then.
+        For anything that is not a supported array; nothing has changed then.
 
     Examples
     --------
@@ -247,20 +320,27 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
 
     Notes
     -----
-    As ``torch.nn.utils.clip_grad_norm_``; optax and Keras divide by the norm without the 1e-6. An optimizer's
-    `clip_norm` does the same inside the step, without a second pass over the gradients.
+    Equal to ``torch.nn.utils.clip_grad_norm_``; optax and Keras divide by the norm without the 1e-6. An optimizer's
+    `clip_norm` does the same inside the step, without writing to the gradients, and accepts a known norm as
+    ``step(grads, grad_norm=norm)``: one returned by `global_norm`, or by this function if it did not have to clip.
     """
-    check_number("max_norm value", max_norm)
-    arrays = _gradients(grads)
+    check_number("max_norm value", max_norm, infinite=True)
+    items = _items(grads)
+    arrays = [(label, as_array(g, label)) for label, g in items]
     for label, grad in arrays:
         check_writable(grad, label)
     check_disjoint(arrays)
-    norm = global_norm([grad for _, grad in arrays])
+    norm = _norm([grad for _, grad in arrays])
     factor = clip_factor(norm, max_norm)
     if factor != 1.0:
-        for _, grad in arrays:
-            view = real_view(grad)
-            view *= view.dtype.type(factor)
+        with np.errstate(all="ignore"):  # IEEE arithmetic without warnings, whatever the caller has set
+            views = [real_view(grad) for _, grad in arrays if grad.dtype not in SIXTEEN]
+            halves = [grad for _, grad in arrays if grad.dtype in SIXTEEN]
+            scaled = [(grad, ..., rounded(widened(grad, FLOAT32) * np.float32(factor), grad.dtype)) for grad in halves]
+            at_once(
+                map(np.multiply, views, [view.dtype.type(factor) for view in views], views), starmap(setitem, scaled)
+            )
+        tell_torch(g for _, g in items)
     return norm
 
 
@@ -271,7 +351,7 @@ def flatten(params: Iterable[Any]) -> tuple[Array, list[Array]]: ...
 def flatten(params: Any) -> tuple[Array, Any]:
     """Copy arrays into one aligned buffer; return it and views of it in the original shapes.
 
-    Stepping the buffer steps all of them in one kernel call, and collectives want one buffer too.
+    A step of the buffer steps all of them in one kernel call, and collective communication needs one buffer too.
 
     Parameters
     ----------
@@ -281,16 +361,16 @@ def flatten(params: Any) -> tuple[Array, Any]:
     Returns
     -------
     buffer : array
-        All elements in one row, on a cache line of 64 bytes.
+        All elements, one after another, aligned to a cache line of 64 bytes.
     views : list or dict of arrays
-        As `params`.
+        Views of the buffer, arranged as `params`.
 
     Raises
     ------
     TypeError
-        For mixed dtypes or what is no supported array.
+        For mixed dtypes, and for anything that is not a supported array.
     ValueError
-        For no array at all.
+        If there is no array.
 
     Examples
     --------
@@ -301,7 +381,7 @@ def flatten(params: Any) -> tuple[Array, Any]:
     >>> w[0], b
     (array([0.5, 0.5, 0.5]), array([-0.5, -0.5, -0.5]))
     """
-    if is_array(params) or not isinstance(params, Iterable):
+    if is_array(params) or not isinstance(params, Iterable) or isinstance(params, (set, frozenset)):
         raise TypeError(f"params is {type(params).__name__}; expected a sequence or dict of arrays")
     named = isinstance(params, Mapping)
     items = list(params.items() if isinstance(params, Mapping) else enumerate(params))
@@ -311,7 +391,9 @@ def flatten(params: Any) -> tuple[Array, Any]:
     dtype = arrays[0].dtype
     for (key, _), array in zip(items, arrays, strict=True):
         if array.dtype != dtype:
-            raise TypeError(f"params[{key!r}] is {array.dtype.name}; expected {dtype.name}, the dtype of the first")
+            raise TypeError(
+                f"params[{key!r}] is {name_of(array.dtype)}; expected {name_of(dtype)}, the dtype of the first"
+            )
     size = sum(a.size for a in arrays)
     room = np.empty(size * dtype.itemsize + CACHE_LINE, np.uint8)
     start = -room.ctypes.data % CACHE_LINE
@@ -320,6 +402,58 @@ def flatten(params: Any) -> tuple[Array, Any]:
     for array in arrays:
         view = buffer[begin : begin + array.size].reshape(array.shape)
         view[...] = array
-        views.append(view)
+        views.append(shown(view))
         begin += array.size
-    return buffer, dict(zip(params, views, strict=True)) if named else views
+    return shown(buffer), dict(zip(params, views, strict=True)) if named else views
+
+
+def decay_groups(
+    params: Any, weight_decay: Schedulable, without: Callable[[str | None, Array], bool] | None = None
+) -> list[dict[str, Any]]:
+    """Make two parameter groups: "decay" with the matrices, and "no_decay" with the biases and scales.
+
+    Weight decay is meant for matrices; it would pull biases and the scales of normalization layers towards zero, which
+    does not regularize a model.
+
+    Parameters
+    ----------
+    params : sequence or dict of arrays
+        As for an optimizer, but not groups.
+    weight_decay : float or schedule
+        Weight decay of the first group; that of the second is 0.
+    without : callable, optional
+        Called with the name, or None, and the array; returns whether it belongs to the second group. By default an
+        array with fewer than two dimensions does.
+
+    Returns
+    -------
+    groups : list of dicts
+        To be passed to any optimizer; a group that would be empty is left out.
+
+    Raises
+    ------
+    TypeError
+        For anything that is not a supported array.
+
+    Examples
+    --------
+    >>> import numpy as np, proptim
+    >>> params = {"l1": {"w": np.ones((2, 3)), "b": np.zeros(3)}}
+    >>> opt = proptim.AdamW(proptim.decay_groups(params, 0.1), lr=1e-3)
+    >>> [(group["name"], group["weight_decay"]) for group in opt.param_groups]
+    [('decay', 0.1), ('no_decay', 0.0)]
+    >>> [name for name, _ in proptim.decay_groups(params, 0.1, lambda name, array: name.endswith(".w"))[1]["params"]]
+    ['l1.w']
+    """
+    if is_array(params) or not isinstance(params, Iterable) or isinstance(params, (set, frozenset)):
+        raise TypeError(f"params is {type(params).__name__}; expected a sequence or dict of arrays")
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for i, (name, given) in enumerate(named(params)):
+        array = as_array(given, f"params[{i}]" + (f' ("{name}")' if name is not None else ""))
+        second = array.ndim < 2 if without is None else bool(without(name, array))
+        parts[second].append(given if name is None else (name, given))
+    groups: list[dict[str, Any]] = [
+        {"params": parts[0], "weight_decay": weight_decay, "name": "decay"},
+        {"params": parts[1], "weight_decay": 0.0, "name": "no_decay"},
+    ]
+    return [group for group in groups if group["params"]]

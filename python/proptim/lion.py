@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Lion(Optimizer):
-    r"""Lion: every weight moves by exactly lr, in the direction of momentum and gradient together.
+    r"""Lion: every weight moves by exactly lr, against the sign of an average of momentum and gradient.
 
     .. math::
 
@@ -43,7 +43,7 @@ class Lion(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -56,8 +56,8 @@ class Lion(Optimizer):
 
     Notes
     -----
-    As optax.lion, which by default decays weights decoupled by 1e-3, and as Keras with an lr of 1e-3; torch.optim has
-    no Lion. A NaN gradient makes its parameter NaN.
+    Equal to optax.lion, whose default is a decoupled weight decay of 1e-3, and to Keras, whose default lr is 1e-3.
+    torch.optim has no Lion. A NaN gradient makes its parameter NaN.
 
     References
     ----------

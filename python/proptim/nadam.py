@@ -48,7 +48,7 @@ class NAdam(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -61,9 +61,9 @@ class NAdam(Optimizer):
 
     Notes
     -----
-    torch.optim.NAdam keeps the product c in float32, so that agreement ends near 1e-7; here it is a float64.
-    Keras has :math:`\psi = 1`. optax.nadam has no such schedule: with ``momentum_decay=1e6`` :math:`\mu` is
-    :math:`\beta_1` from the first step on, as there.
+    torch.optim.NAdam keeps the product c in float32 and this class in float64, so that the two agree to about 1e-7.
+    Keras has :math:`\psi = 1`. optax.nadam has no such schedule and uses :math:`\mu = \beta_1` from the first step on;
+    ``momentum_decay=1e6`` gives the same here.
 
     References
     ----------
@@ -71,6 +71,7 @@ class NAdam(Optimizer):
     """
 
     states = ("exp_avg", "exp_avg_sq")
+    squares = frozenset({"exp_avg_sq"})
     clock_start = {"step": 0, "mu_product": 1.0}
 
     @staticmethod
@@ -114,6 +115,8 @@ class NAdam(Optimizer):
 
     @staticmethod
     def check_clock(clock: Clock) -> None:
+        if clock[0] and clock[1] == 1.0:  # every decay is below 1
+            raise ValueError("state has no 'mu_product', or one that no run can reach; expected the state of NAdam")
         if not 0.0 <= clock[1] <= 1.0:
             raise ValueError(f"mu_product is {clock[1]}; expected a product of decays, at least 0 and at most 1")
 

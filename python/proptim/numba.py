@@ -1,8 +1,9 @@
 """Every optimizer in functions that Numba compiles: ``proptim.numba.rmsprop(param, grad, square_avg, step=step)``.
 
-One function for each rule, called by its name from `@njit` code, cached and parallel code too. Its arguments are those
-of `proptim.functional`: the parameter, its gradient and the state arrays of the rule, stepped or read in place; then by
-keyword `step`, counted from 1, the hyperparameters of the class of this name and the options that belong to one array.
+There is one function for each rule, called by its name from `@njit` code, also if that is cached or parallel. Its
+arguments are those of `proptim.functional`: the parameter, its gradient and the state arrays of the rule, stepped or
+read in place; then by keyword `step`, counted from 1, the hyperparameters of the class of this name and the options
+that belong to one array.
 The bits are those of the optimizer objects.
 
 ``proptim.numba.rmsprop`` is the Python text of the rule, compiled into the caller; ``proptim.numba.c.rmsprop`` is the
@@ -23,7 +24,6 @@ array([ 0.0321, -1.4721])
 from __future__ import annotations
 
 import ctypes
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -35,54 +35,63 @@ import numpy as np
 try:
     from llvmlite import binding, ir
     from numba.core.errors import TypingError
+    from numba.core.typing import templates
 
-    from proptim._numba import INSIDE, Decorator, at, compiled, intrinsic, loop, means, over, types, untyped
+    from proptim._jit import INSIDE, Decorator, compiled, intrinsic, means, types, untyped
+    from proptim._numba import loop, over
+    from proptim._numba_formats import (
+        FORMATS,
+        BFloat16,
+        Float16,
+        first,
+        format_of,
+        load,
+        mastered,
+        planes_of,
+        planewise,
+        real_of,
+        store,
+    )
 except ModuleNotFoundError as error:
     message = f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from proptim import OPTIMIZERS, _backend, functional
-from proptim.optimizer import Optimizer
+from proptim import OPTIMIZERS, _backend, _formats, functional
+from proptim._arrays import Array, Bits, as_array
+from proptim.rule import LARGEST, Rule
 
 # What the core is to LLVM: a symbol, for code with an address in it cannot be cached. Always there, because to call one
 # that is missing would end the process: without the core it is a function that refuses.
 _step_arrays = types.ExternalFunction(
-    "proptim_step_arrays", types.int64(*[types.int64] * 5, types.voidptr, types.int64, types.voidptr, types.int64)
+    "proptim_step_arrays",
+    types.int64(*[types.int64] * 4, types.voidptr, types.int64, types.voidptr, types.int64),
 )
 if _backend.missing_core:
     _refuse = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 1)
-    _address, _abi = ctypes.cast(_refuse, ctypes.c_void_p).value, 0
+    _address, _abi, _numbers = ctypes.cast(_refuse, ctypes.c_void_p).value, 0, dict[str, int]()
 else:
     from proptim import _core
 
-    _address, _abi = _core.step_arrays_for_jit()
+    _address, _abi, _numbers = _core.step_arrays_for_jit()
 binding.add_symbol(_step_arrays.symbol, _address)
+
+
+APART = ("threads", "backend")
+"""Keywords of `proptim.functional` that compiled code cannot use."""
 
 
 class Step(functional.OneShot):
     """The step of one optimizer, for Python and for code that Numba compiles."""
 
-    def __init__(self, optimizer: type[Optimizer], backend: str | None) -> None:
+    def __init__(self, optimizer: type[Rule], backend: str | None) -> None:
         super().__init__(optimizer)
         self.backend = backend
         self.place = self.__name__ if backend is None else f"{backend}.{self.__name__}"
         self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.numba`."
-        self.losses = optimizer.needs_loss is not Optimizer.needs_loss
-        shown = self.__signature__.parameters.values()
-        own = [p.name for p in shown if p.kind is p.KEYWORD_ONLY and p.name != "step"]
-        self.keywords = {
-            "step": 1,
-            **{name: self.hyper[name] for name in (*own, *self.hyper)},
-            **dict.fromkeys([*tuple(optimizer.clock_start)[1:], *["loss"] * self.losses]),
-            "grad_scale": 1.0,
-            "zero_grads": False,
-            "flush_denormals": False,
-        }
-        arrays = [p for p in shown if p.kind is p.POSITIONAL_OR_KEYWORD]
-        keywords = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in self.keywords.items()]
-        self.__signature__ = inspect.Signature([*arrays, *keywords], return_annotation=None)
+        self.keywords = {name: value for name, value in self.keywords.items() if name not in APART}
+        self.__signature__ = self._signature()
         self.entry = self._entry()
-        means(self)(self._type)
+        self.type = StepType(self)
 
     def __repr__(self) -> str:
         return f"<function proptim.numba.{self.place}{self.__signature__}>"
@@ -91,11 +100,16 @@ class Step(functional.OneShot):
         return self.place
 
     def __call__(self, param: Any, grad: Any, *state: Any, **keywords: Any) -> None:
-        given = {k: v for k, v in keywords.items() if v is not None or k not in self.optimizer.clock_start}
-        super().__call__(param, grad, *state, backend=self.backend, **given)
+        arrays = [unwrapped(each) for each in (param, grad, *state)]
+        keywords = {name: unwrapped(value) for name, value in keywords.items()}
+        super().__call__(*arrays, backend=self.backend, **keywords)
+
+    def init(self, param: Any, **keywords: Any) -> dict[str, Any]:
+        """The state arrays before the first step, by name; with `master` for a parameter of 16 bits."""
+        return super().init(unwrapped(param), **keywords)
 
     def _type(self, *args: Any, **keywords: Any) -> Callable[..., None]:
-        """Check the types of a call, for which Numba asks, and return the function to compile for them."""
+        """Check the types of a call, and return the function that Numba compiles for them."""
         if self.backend == "c" and _backend.missing_core:
             raise TypingError(f"proptim.numba.c: {_backend.missing_core}; expected proptim.numba.{self.__name__}")
         try:
@@ -103,28 +117,27 @@ class Step(functional.OneShot):
         except TypeError as error:
             raise TypingError(f"proptim.numba.{self.place}: {error}; expected {self.__signature__}") from None
         param = given["param"]
-        for name in ("param", "grad", *self.optimizer.states):
+        for name in ("param", "grad", *self.optimizer.states, "master"):
             kind = given.get(name, types.none)
-            if kind is types.none and name in self.optimizer.optional:
+            if kind is types.none and (name in self.optimizer.optional or name == "master"):
                 continue
-            if not isinstance(kind, types.Array) or kind.dtype not in (types.float32, types.float64):
-                raise TypingError(f"{name} is {kind}; expected an array of float32 or float64")
-            if kind.dtype != param.dtype:
-                raise TypingError(f"{name} is {kind}; expected {param.dtype}, the dtype of param: use .astype")
-            if kind.ndim != param.ndim:
-                raise TypingError(f"{name} has {kind.ndim} dimensions; expected {param.ndim}, those of param")
-            if not kind.mutable and (name != "grad" or "zero_grads" in given):
+            check_type(name, kind, param, cast="cast_grads" in given)
+            if not all(plane.mutable for plane in planes_of(kind)) and (name != "grad" or "zero_grads" in given):
                 raise TypingError(f"{name} is read-only; expected a writable array")
         for name, kind in given.items():
-            if name in self.keywords and not fits(self.keywords[name], kind):
-                raise TypingError(f"{name} is {kind}; expected the like of {self.keywords[name]!r}, and no schedule")
+            like = 1 if name == "step" and kind is not types.none else self.keywords.get(name)
+            if name in self.keywords and name != "master" and not fits(like, kind):
+                raise TypingError(f"{name} is {kind}; expected the like of {like!r}, and no schedule")
         return self.entry
 
     def _entry(self) -> Callable[..., None]:
         """What is compiled: a function with our parameters written out, for Numba has no `**`."""
         run = run_core if self.backend == "c" else run_text
         known: dict[str, Any] = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
-        known |= {"same_shape": same_shape, "inf": math.inf, "float64": np.float64}
+        known |= {"steady": compiled(self.optimizer.steady), "needs_loss": compiled(self.optimizer.needs_loss)}
+        known |= {"same_shape": same_shape, "apart": apart, "check": check, "inf": math.inf}
+        known |= {"float64": np.float64, "within": within, "in_dtype": in_dtype}
+        known |= {"mastered": mastered, "first": first}
         text = "\n    ".join(self._lines())
         exec(compile(text, f"<proptim.numba.{self.place}>", "exec"), known)
         entry: Callable[..., None] = known[self.__name__]
@@ -135,29 +148,83 @@ class Step(functional.OneShot):
         parameters = [f"{name}=None" if name in optional else name for name in arrays]
         parameters += [f"{name}={default!r}" for name, default in self.keywords.items()]
         yield f"def {self.__name__}({', '.join(parameters)}):"
-        yield "if step < 1: raise ValueError('step is below 1; expected the number of this step, counted from 1')"
-        for name in arrays[1:]:
+        yield "if step is not None and step < 1:"
+        yield "    raise ValueError('step is below 1; expected the number of this step, counted from 1')"
+        for name in (*arrays[1:], "master"):
             yield f"if not same_shape({name}, param):"
             yield f"    raise ValueError('{name} has not the shape of param; expected it')"
+        for name in self.optimizer.never_zero:
+            yield f"if first(param).size and first({name}).flat[0] == 0:"
+            made = f"proptim.numba.{self.__name__}.init(param) makes"
+            yield f"    raise ValueError('{name} begins with 0, which no step leaves; expected what {made}')"
+        for one, other in itertools.combinations([*arrays, "master"], 2):
+            yield f"if not apart({one}, {other}):"
+            yield f"    raise ValueError('{one} and {other} share memory; expected separate memory: pass a copy')"
+        # The texts of `advance` and `stages` take a mapping. If it contains a string, Numba keeps all types.
+        hyper = [f"{name!r}: {as_float(name, default)}" for name, default in self.optimizer.hyper.items()]
+        yield f"h = {{'rule': {self.__name__!r}, {', '.join(hyper)}}}"
+        for name, default in self.optimizer.hyper.items():
+            yield from self._range(name, default)
         for name, switch in optional.items():
             yield f"if {switch} and {name} is None:"
             yield f"    raise ValueError('{switch} is on; expected an array {name}')"
-        # The texts of `advance` and `stages` take a mapping. With a string among the numbers Numba keeps their types.
-        hyper = [f"{name!r}: {as_float(name, default)}" for name, default in self.hyper.items()]
-        yield f"h = {{'rule': {self.__name__!r}, {', '.join(hyper)}}}"
-        clock = [*tuple(self.optimizer.clock_start)[1:], "None"][0]
+        yield "if step is None and not (steady(h) or needs_loss(h)):"
+        counting = f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on"
+        yield f"    raise ValueError('{counting}')"
+        counts = [name for name in self.keywords if name in self.optimizer.clock_start and name != "step"]
+        clock = [*counts, "None"][0]
         loss = "loss" if self.losses else "None"
         more = "float64(grad_scale), int(zero_grads), int(flush_denormals)"
-        yield f"coefs, stages = numbers(h, step, {clock}, {loss}, {more})"
+        yield f"coefs, stages = numbers(h, 2 if step is None else step, {clock}, {loss}, {more})"
+        yield "check(coefs, stages, param, grad, cast_grads)"
         for on in itertools.product((True, False), repeat=len(optional)):
             off = [name for name, used in zip(optional, on, strict=True) if not used]
             used = " and ".join(switch for name, switch in optional.items() if name not in off)
             yield f"if {used or True}:"
-            yield f"    return run(({', '.join('None' if name in off else name for name in arrays)}), coefs, stages)"
+            used_arrays = ["None" if name in off else name for name in arrays[1:]]
+            yield f"    return run((mastered(param, master), {', '.join(used_arrays)}), coefs, stages)"
+
+    def _range(self, name: str, default: Any) -> Iterator[str]:
+        """Checks for numbers that are out of range, also when rounded to the dtype in which the rule computes."""
+        if isinstance(default, (bool, str)):
+            return
+        for i in range(len(default)) if isinstance(default, tuple) else (None,):
+            of, label = (f"h['{name}']", name) if i is None else (f"h['{name}'][{i}]", f"{name}[{i}]")
+            yield f"number = in_dtype({of}, param)"
+            vanishes = f" or (number == 0 and {of} > 0)" * (name == "eps")
+            yield f"if not within(number, {legal(self.optimizer, name, i)}){vanishes}:"
+            like = f"expected one that proptim.{self.optimizer.__name__} takes"
+            yield f"    raise ValueError('{label} is out of range in the dtype of param; {like}')"
+
+
+def check_type(name: str, kind: Any, param: Any, cast: bool) -> None:
+    """Raise TypingError unless an array of this type can stand under this name beside a parameter of that type."""
+    made, words = format_of(kind), f"proptim.numba.bfloat16({name}) or .float16({name})"
+    if isinstance(kind, types.Array) and kind.dtype == types.uint16 and name != "master":
+        raise TypingError(f"{name} is {kind}, bits that may be of two formats; expected {words} to say which")
+    real = real_of(param)
+    if name == "master":
+        halves = " or uint16, the low halves" if format_of(param) is BFloat16 else ""
+        if format_of(param) is None:
+            raise TypingError("master is given, and param is complete by itself; expected none: leave it out")
+        known = (types.float32, types.uint16) if halves else (types.float32,)
+        if not isinstance(kind, types.Array) or kind.dtype not in known:
+            raise TypingError(f"master is {kind}; expected an array of float32{halves}, as init makes it")
+    elif made not in (None, BFloat16, Float16) or (
+        made is None and not (isinstance(kind, types.Array) and kind.dtype in (types.float32, types.float64))
+    ):
+        raise TypingError(f"{name} is {kind}; expected an array of float32 or float64, or {words} for one of 16 bits")
+    elif made is None and name == "grad" and kind.dtype.bitwidth > real.bitwidth and not cast:
+        raise TypingError(f"grad is {kind}; expected {real}: use .astype, or pass cast_grads=True")
+    elif made is None and name not in ("grad", "param") and kind.dtype != real:
+        raise TypingError(f"{name} is {kind}; expected {real}, in which the rule computes for param: use .astype")
+    if planes_of(kind)[0].ndim != planes_of(param)[0].ndim:
+        dimensions = f"{planes_of(param)[0].ndim}, those of param"
+        raise TypingError(f"{name} has {planes_of(kind)[0].ndim} dimensions; expected {dimensions}")
 
 
 def fits(default: Any, kind: Any) -> bool:
-    """Whether an argument of this type can stand where this default does."""
+    """Whether an argument of this type can replace this default."""
     kind = types.unliteral(kind)
     if isinstance(default, tuple):
         return isinstance(kind, types.BaseTuple) and len(kind) == len(default) and all(map(fits, default, kind))
@@ -186,23 +253,11 @@ def as_float(name: str, default: Any) -> str:
 # Coefficients --------------------------------------------------------------------------------------------------------
 
 
-def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
-    """A compiled function for the coefficients of rule and stages of a step, as `Optimizer.numbers` has them."""
+def numbers(optimizer: type[Rule], losses: bool) -> Callable[..., Any]:
+    """A compiled function for the coefficients of rule and stages of a step, as in `Rule.numbers`."""
     plain: Decorator = untyped.njit(**{**INSIDE, "error_model": "python"})  # a division by zero is an error here
     advance, stages, needs_loss = (plain(text) for text in (optimizer.advance, optimizer.stages, optimizer.needs_loss))
-    start = tuple(map(float, optimizer.clock_start.values()))
-
-    @plain
-    def clock(h: Any, steps: Any, given: Any) -> Any:
-        """The clock after that many steps, given what it has beside their count."""
-        if given is not None:
-            return steps, -np.float64(given) if losses and h["maximize"] else np.float64(given)
-        if len(start) == 1 or losses:
-            return (steps, *start[1:])
-        now = start
-        while now[0] < steps:
-            _, now = advance(h, now, None)
-        return now
+    clock = plain(clock_text(optimizer, losses, advance, plain))
 
     @plain
     def heard(h: Any, loss: Any) -> Any:
@@ -220,9 +275,94 @@ def numbers(optimizer: type[Optimizer], losses: bool) -> Callable[..., Any]:
     return numbers
 
 
+def clock_text(optimizer: type[Rule], losses: bool, advance: Any, plain: Decorator) -> Callable[..., Any]:
+    """The clock after that many steps, given its other values or None. There is a text for each kind of rule."""
+    start = tuple(map(float, optimizer.clock_start.values()))
+
+    def counted(h: Any, steps: Any, given: Any) -> Any:
+        return (steps,)
+
+    if len(start) == 1:
+        return counted
+
+    if hasattr(optimizer.clock_at, "__self__"):  # the way of Rule, a class method
+
+        def at(h: Any, steps: Any) -> Any:
+            now = start
+            while now[0] < steps:
+                _, now = advance(h, now, None)
+            return now
+    else:
+        at = optimizer.clock_at
+    at = plain(at)
+
+    def clock(h: Any, steps: Any, given: Any) -> Any:
+        if given is not None:
+            return steps, -np.float64(given) if losses and h["maximize"] else np.float64(given)
+        return at(h, steps)
+
+    return clock
+
+
+def legal(optimizer: type[Rule], name: str, place: int | None) -> tuple[bool, ...]:
+    """Whether a hyperparameter, or an element of a pair, may be below 0, 0, between 0 and 1, 1, and above 1.
+
+    The rule's own check decides. It checks all hyperparameters at once, so the others have their defaults.
+    """
+
+    def passes(value: float) -> bool:
+        pair = optimizer.hyper[name]
+        given = value if place is None else tuple(value if i == place else each for i, each in enumerate(pair))
+        try:
+            optimizer.check_all({**optimizer.hyper, name: given})
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return tuple(map(passes, (-1.0, 0.0, 0.5, 1.0, 2.0)))
+
+
+@compiled
+def within(value: Any, bounds: Any) -> Any:
+    """Whether a number is in one of the `legal` ranges; NaN never is."""
+    return value == value and bounds[(value >= 0) + (value > 0) + (value >= 1) + (value > 1)]
+
+
+@intrinsic
+def in_dtype(context: Any, number: Any, param: Any) -> Any:
+    """A float64 rounded to the dtype in which the rule computes for a parameter, as a float64."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        once = context.cast(builder, args[0], types.float64, real_of(param))
+        return context.cast(builder, once, real_of(param), types.float64)
+
+    return types.float64(types.float64, param), code
+
+
+def check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> Any:
+    """Raise ValueError for coefficients that are not finite in the dtype of the rule, or a gradient of more bits."""
+
+
+@means(check)
+def _check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> Callable[..., None]:
+    real = real_of(param)
+    largest = LARGEST[str(real)]
+    fits_grad = bool(format_of(grad)) or grad.dtype.bitwidth <= real.bitwidth
+
+    def check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> None:
+        if not (fits_grad or cast_grads):
+            raise ValueError("grad is float64 and param is not; expected cast_grads to be True, or another dtype")
+        decay, scale, _, l2, _, _ = stages
+        for value in (*coefs, decay, scale, l2):
+            if not -largest < value < largest:
+                raise ValueError("a number computed from the hyperparameters is not finite in the dtype of param")
+
+    return check
+
+
 @intrinsic
 def unknown(context: Any, step: Any) -> Any:
-    """`step`, of which LLVM then knows nothing: of b**2.0 it would make b*b, and the last bits may differ."""
+    """`step`, hidden from LLVM, which would replace b**2.0 by b*b, whose last bits may differ."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = context.cast(builder, args[0], step, types.int64)
@@ -234,38 +374,82 @@ def unknown(context: Any, step: Any) -> Any:
 # Arrays --------------------------------------------------------------------------------------------------------------
 
 
+def unwrapped(given: Any) -> Any:
+    """The array that `proptim.functional` accepts in place of one of `bfloat16` or `float16`."""
+    if isinstance(given, BFloat16):
+        return given.words.view(Bits)
+    return given.words.view(np.float16) if isinstance(given, Float16) else given
+
+
 @compiled
 def same_shape(array: Any, param: Any) -> Any:
-    return True if array is None else array.shape == param.shape
+    return True if array is None else first(array).shape == first(param).shape
+
+
+def apart(one: Any, other: Any) -> Any:
+    """False for two arrays that share memory and are both one dense run; other arrays are not checked."""
+
+
+@means(apart)
+def _apart(one: Any, other: Any) -> Callable[..., Any]:
+    if not (planes_of(one) and planes_of(other)):  # None
+        return lambda one, other: True
+    if format_of(one) or format_of(other):
+        return lambda one, other: apart(first(one), first(other))
+
+    def dense(one: Any, other: Any) -> Any:
+        if not (one.flags.contiguous and other.flags.contiguous) or one.size == 0 or other.size == 0:
+            return True
+        start, end = one.ctypes.data, other.ctypes.data
+        return start + one.nbytes <= end or end + other.nbytes <= start
+
+    return dense
+
+
+# What is done to each plane of an array
+
+
+@compiled
+def at(array: Any, i: Any) -> Any:
+    return planewise(row_of, array, i)
 
 
 @compiled
 def flat(array: Any, _: Any) -> Any:
-    return array.reshape(array.size)
+    return planewise(flat_of, array, None)
 
 
 @compiled
 def transposed(array: Any, _: Any) -> Any:
-    return array.T
+    return planewise(transpose_of, array, None)
 
 
 @compiled
-def place(array: Any, _: Any) -> Any:
-    """Address and strides."""
-    return (np.intp(array.ctypes.data), *array.strides)
+def row_of(plane: Any, i: Any) -> Any:
+    return plane[i]
 
 
-def run_text(optimizer: type[Optimizer]) -> Callable[..., None]:
-    """A step by the Python text, over arrays of any shape and strides."""
+@compiled
+def flat_of(plane: Any, _: Any) -> Any:
+    return plane.reshape(plane.size)
+
+
+@compiled
+def transpose_of(plane: Any, _: Any) -> Any:
+    return plane.T
+
+
+def run_text(optimizer: type[Rule]) -> Callable[..., None]:
+    """A step by the Python text, for arrays of any shape and strides."""
     of_one_dimension = loop(optimizer.rule)
 
     def run(arrays: Any, coefs: Any, stages: Any) -> None:
-        """What `typed` makes of it."""
+        """The result of `typed`."""
 
     @means(run)
     def typed(arrays: Any, coefs: Any, stages: Any) -> Callable[..., None]:
-        layouts = {array.layout for array in arrays if isinstance(array, types.Array)}
-        if arrays[0].ndim == 1:
+        layouts = {plane.layout for array in arrays for plane in planes_of(array)}
+        if planes_of(arrays[0])[0].ndim == 1:
             return lambda arrays, coefs, stages: of_one_dimension(arrays, coefs, stages)
         if layouts == {"C"}:
             return lambda arrays, coefs, stages: of_one_dimension(over(flat, arrays, None, None), coefs, stages)
@@ -273,7 +457,7 @@ def run_text(optimizer: type[Optimizer]) -> Callable[..., None]:
             return lambda arrays, coefs, stages: run(over(transposed, arrays, None, None), coefs, stages)
 
         def rows(arrays: Any, coefs: Any, stages: Any) -> None:
-            for i in range(len(arrays[0])):
+            for i in range(len(first(arrays[0]))):
                 run(over(at, arrays, i, None), coefs, stages)
 
         return rows
@@ -281,26 +465,53 @@ def run_text(optimizer: type[Optimizer]) -> Callable[..., None]:
     return run
 
 
-def run_core(optimizer: type[Optimizer]) -> Callable[..., None]:
+def place(array: Any, param: Any) -> Any:
+    """The number of the format of an array, then address and strides of each of two planes; 0 for a missing one."""
+
+
+@means(place)
+def _place(array: Any, param: Any) -> Callable[..., Any]:
+    made, real = format_of(array), real_of(param)
+    number = _numbers[FORMATS[made] if made else "PLAIN" if array.dtype == real else str(array.dtype).upper()]
+    if made is None:
+        return lambda array, param: (number, np.intp(array.ctypes.data), *array.strides, 0, *array.strides)
+    if len(planes_of(array)) == 1:
+        return lambda array, param: (number, np.intp(array[0].ctypes.data), *array[0].strides, 0, *array[0].strides)
+    return lambda array, param: (
+        number,
+        np.intp(array[0].ctypes.data),
+        *array[0].strides,
+        np.intp(array[1].ctypes.data),
+        *array[1].strides,
+    )
+
+
+@compiled
+def placed(array: Any, param: Any) -> Any:
+    return place(array, param)
+
+
+def head(param: Any) -> Any:
+    """As long as what `place` returns: the bytes of a number that the rule computes in, 0, and the shape twice."""
+
+
+@means(head)
+def _head(param: Any) -> Callable[..., Any]:
+    size = real_of(param).bitwidth // 8
+    return lambda param: (size, 0, *first(param).shape, 0, *first(param).shape)
+
+
+def run_core(optimizer: type[Rule]) -> Callable[..., None]:
     """A step by `step_arrays` of `_core.pyx`."""
     rule = -1 if _backend.missing_core else list(_core.rules()).index(optimizer.kernel)
 
     @compiled
     def run(arrays: Any, coefs: Any, stages: Any) -> None:
-        param = arrays[0]
-        shape = (np.intp(0), *param.shape)  # which has the address of an array that is off, too
-        places = np.array((shape, *over(place, arrays, None, shape)))
+        shape = head(arrays[0])  # also what stands for an array that is off: its address is 0
+        places = np.array((shape, *over(placed, arrays, arrays[0], shape)))
         row = np.array((*coefs, *stages))
         refused = _step_arrays(
-            _abi,
-            rule,
-            param.itemsize,
-            param.ndim,
-            len(arrays),
-            places.ctypes,
-            len(coefs),
-            row.ctypes,
-            len(stages),
+            _abi, rule, len(shape) // 2 - 1, len(arrays), places.ctypes, len(coefs), row.ctypes, len(stages)
         )
         if refused:
             raise RuntimeError(
@@ -309,6 +520,132 @@ def run_core(optimizer: type[Optimizer]) -> Callable[..., None]:
 
     return run
 
+
+# Numbers of 16 bits ---------------------------------------------------------------------------------------------------
+
+
+def bfloat16(array: Any) -> BFloat16:
+    """An array of bfloat16 numbers as steps in compiled code take it.
+
+    Parameters
+    ----------
+    array : array
+        uint16, the bits; from Python also of the bfloat16 of ml_dtypes or torch.
+    """
+    return BFloat16(words(array, "bfloat16"))
+
+
+def float16(array: Any) -> Float16:
+    """An array of float16 numbers as steps in compiled code take it.
+
+    Parameters
+    ----------
+    array : array
+        uint16, the bits; from Python also of float16.
+    """
+    return Float16(words(array, "float16"))
+
+
+def words(array: Any, name: str) -> Array:
+    """The bits of an array of numbers of 16 bits, in the same memory."""
+    seen = as_array(array, "array", bits=True)
+    given = str(array.dtype).removeprefix("torch.")
+    if given not in (name, "uint16"):
+        raise TypeError(f"array is {given}; expected {name}, or uint16 for its bits: convert it with .astype")
+    return seen.view(np.uint16)
+
+
+def widen(array: Any) -> Array:
+    """The numbers of an array of `bfloat16` or `float16`, exactly, in a new array of float32."""
+    return _formats.widened(as_array(unwrapped(array), "array"), _formats.FLOAT32)
+
+
+def narrow(numbers: Any, array: Any) -> None:
+    """Set an array of `bfloat16` or `float16` to numbers of the same shape, each rounded once, to nearest even."""
+    seen, out = as_array(numbers, "numbers"), as_array(unwrapped(array), "array")
+    if seen.shape != out.shape:
+        raise ValueError("numbers has not the shape of array; expected it")
+    out[...] = _formats.rounded(seen, out.dtype)
+
+
+def _marked(made: Any) -> Callable[..., Any]:
+    def typed(array: Any) -> Callable[..., Any]:
+        if not isinstance(array, types.Array) or array.dtype != types.uint16:
+            raise TypingError(f"array is {array}; expected an array of uint16, the bits of the numbers")
+        return lambda array: made(array)
+
+    return typed
+
+
+means(bfloat16)(_marked(BFloat16))
+means(float16)(_marked(Float16))
+
+
+@means(widen)
+def _widen(array: Any) -> Callable[..., Any]:
+    if format_of(array) not in (BFloat16, Float16):
+        raise TypingError(f"array is {array}; expected proptim.numba.bfloat16(array) or .float16(array)")
+
+    def widen(array: Any) -> Any:
+        numbers = np.empty(array.words.shape, np.float32)
+        for i in np.ndindex(array.words.shape):
+            numbers[i] = load(array, i, np.float32(0))
+        return numbers
+
+    return widen
+
+
+@means(narrow)
+def _narrow(numbers: Any, array: Any) -> Callable[..., Any]:
+    if format_of(array) not in (BFloat16, Float16):
+        raise TypingError(f"array is {array}; expected proptim.numba.bfloat16(array) or .float16(array)")
+    if not isinstance(numbers, types.Array) or numbers.dtype not in (types.float32, types.float64):
+        raise TypingError(f"numbers is {numbers}; expected an array of float32 or float64")
+
+    def narrow(numbers: Any, array: Any) -> None:
+        if numbers.shape != array.words.shape:
+            raise ValueError("numbers has not the shape of array; expected it")
+        for i in np.ndindex(numbers.shape):
+            store(array, i, numbers[i])
+
+    return narrow
+
+
+# A step as an argument ------------------------------------------------------------------------------------------------
+
+
+class StepType(types.Function):  # type: ignore[misc]  # Numba is untyped
+    """The type of one step, with its name: code that gets the step as an argument is compiled and cached for it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        make: Any = templates.make_overload_template
+        super().__init__(make(step, step._type, INSIDE, strict=False, inline="never"))
+        self.name = f"proptim.numba.{step.place}"
+
+    @property
+    def key(self) -> str:
+        return f"proptim.numba.{self.step.place}"
+
+    def __reduce__(self) -> Any:
+        return type_of, (self.step,)
+
+
+def type_of(step: Step) -> StepType:
+    """The type of a step, also when it comes from Numba's cache."""
+    return step.type
+
+
+untyped.extending.typeof_impl.register(Step)(lambda step, _: step.type)
+untyped.extending.register_model(StepType)(untyped.extending.models.OpaqueModel)
+
+
+def _unbox(kind: Any, step: Any, c: Any) -> Any:
+    """No data: the type says which step it is."""
+    return untyped.extending.NativeValue(c.context.get_dummy_value())
+
+
+untyped.extending.unbox(StepType)(_unbox)
 
 globals().update({name: Step(optimizer, None) for name, optimizer in OPTIMIZERS.items()})
 c = ModuleType("proptim.numba.c", "The steps of `proptim.numba` by the compiled core.")  # Numba looks into modules

@@ -1,6 +1,7 @@
-"""Hyperparameters under which RMSprop repeats another library's run.
+"""Hyperparameters with which RMSprop reproduces a run of another library.
 
-tf1 and optax have no default learning rate: add lr=. Keras decays weights decoupled: add weight_decay= as there.
+tf1 and optax have no default learning rate: add lr=. Weight decay is decoupled in Keras: pass weight_decay= as there.
+To change a number of a preset, write ``RMSprop(params, **{**presets.rmsprop["torch"], "lr": 1e-3})``.
 
 Examples
 --------
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from proptim._parameters import Shown
+
 # As in the sources of torch 2.13, Keras 3, tf.compat.v1.train.RMSPropOptimizer, optax 0.2.8 and timm's RMSpropTF.
-rmsprop: dict[str, dict[str, Any]] = {
+_RMSPROP: dict[str, dict[str, Any]] = {
     "torch": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8},
     "keras": {
         "lr": 1e-3,
@@ -40,4 +43,6 @@ rmsprop: dict[str, dict[str, Any]] = {
         "lr_in_momentum": True,
     },
 }
+MEND = 'presets stay as they are: take a copy with what differs, {**preset, "lr": 1e-2}'
+rmsprop = Shown({name: Shown(preset, MEND) for name, preset in _RMSPROP.items()}, MEND)
 """Preset -> hyperparameters: "torch", "keras", "tf1", "optax", "timm"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RMSprop(Optimizer):
-    r"""RMSprop with every option that its implementations have grown: momentum, centering, where eps and lr go.
+    r"""RMSprop with the options of all common implementations: momentum, centering, the places of eps and lr.
 
     .. math::
 
@@ -39,16 +40,16 @@ class RMSprop(Optimizer):
     eps : float or schedule, default 1e-8
         Added to the root, or under it with `eps_inside_sqrt`.
     momentum : float or schedule, default 0
-        :math:`\mu`; above 0 it costs the state array ``momentum_buffer``.
+        :math:`\mu`; above 0 it needs the state array ``momentum_buffer``.
     centered : bool, default False
-        Divide by the standard deviation; costs the state array ``grad_avg``.
+        Divide by the standard deviation instead of the root mean square; needs the state array ``grad_avg``.
     nesterov : bool, default False
-        Look ahead; needs momentum.
+        Nesterov momentum; requires `momentum`.
     eps_inside_sqrt : bool, default False
-        Keras, TF1, optax and timm have True.
+        Add eps under the root. Keras, TF1, optax and timm have True.
     lr_in_momentum : bool, default False
-        Multiply lr into what enters the buffer (Keras, TF1, optax, timm), so that a change of lr reaches old steps no
-        more, instead of into what leaves it (torch).
+        Multiply by lr before the momentum buffer (Keras, TF1, optax, timm), so that a change of lr does not affect the
+        steps that are already in the buffer, instead of after it (torch).
     bias_correction : bool, default False
         Divide v and a by :math:`1-\alpha^t`, as optax and Adam do.
     initial_square_avg : float, default 0
@@ -61,7 +62,7 @@ class RMSprop(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -72,7 +73,7 @@ class RMSprop(Optimizer):
     >>> w.round(4)
     array([0.6838, 0.6838])
 
-    A run from elsewhere moves here unchanged:
+    A preset reproduces the run of another library:
 
     >>> opt = proptim.RMSprop([w], **proptim.presets.rmsprop["keras"])
 
@@ -88,7 +89,10 @@ class RMSprop(Optimizer):
     """
 
     states = ("square_avg", "grad_avg", "momentum_buffer")
+    squares = frozenset({"square_avg"})
     optional = {"grad_avg": "centered", "momentum_buffer": "momentum"}
+    clock_start = {"step": 0, "_grad_avg_missed": -1.0}
+    fixed = frozenset({"initial_square_avg"})
     cases = (
         {},
         {"momentum": 0.9, "nesterov": True, "lr_in_momentum": True},
@@ -113,12 +117,13 @@ class RMSprop(Optimizer):
         nesterov: Any,
         lr_inside: Any,
         lr_outside: Any,
+        mean_correction: Any,
     ) -> tuple[Any, ...]:
         square_avg = alpha * square_avg + one_minus_alpha * (grad * grad)
         variance = square_avg * correction
         if grad_avg is not None:
             grad_avg = alpha * grad_avg + one_minus_alpha * grad
-            mean = grad_avg * correction
+            mean = grad_avg * mean_correction
             variance = variance - mean * mean
             variance = select(variance < 0, mean - mean, variance)  # a zero of the right dtype
         step = grad / (np.sqrt(variance + eps_inside) + eps)
@@ -173,7 +178,14 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
-        t = clock[0] + 1
+        t, missed = clock[0] + 1, clock[1]
+        # The mean may begin in mid-run, so it needs a count of its own: while the mean is kept, the number of steps
+        # that it has missed; while it is not kept, -1 minus the number of steps that it has seen. This number changes
+        # only when `centered` is switched.
+        if h["centered"] and missed < 0:
+            missed += t
+        elif not h["centered"] and missed >= 0:
+            missed -= t
         lr, alpha, eps = h["lr"], h["alpha"], h["eps"]
         return (
             lr,
@@ -186,7 +198,21 @@ class RMSprop(Optimizer):
             float(h["nesterov"]),
             lr if h["lr_in_momentum"] else 1.0,
             1.0 if h["lr_in_momentum"] else lr,
-        ), (t,)
+            1.0 / (1.0 - alpha ** (t - missed)) if h["bias_correction"] and h["centered"] else 1.0,
+        ), (t, missed)
+
+    @staticmethod
+    def clock_at(h: Values, steps: int) -> Clock:
+        return (steps, 0.0 if steps and h["centered"] else -1.0)
+
+    @classmethod
+    def started(cls, state: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {"step": step, "_grad_avg_missed": 0.0 if step and "grad_avg" in state else -1.0}
+
+    @staticmethod
+    def check_clock(clock: Clock) -> None:
+        if not -1 - clock[0] <= clock[1] <= clock[0] or clock[1] % 1:
+            raise ValueError(f"_grad_avg_missed is {clock[1]}; expected a count of the steps that grad_avg has missed")
 
     @staticmethod
     def steady(h: Values) -> bool:

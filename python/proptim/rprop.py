@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import Array, real_view, select
+from proptim._formats import FORGET, REMEMBERED, Steps, arithmetic, rounded, widened
 from proptim._options import Options
 from proptim._parameters import Clock, Values, check_number, is_pair
 from proptim.optimizer import Optimizer
@@ -18,24 +19,19 @@ if TYPE_CHECKING:
 
 VARIANTS = ("rprop-", "irprop-", "rprop+", "irprop+")
 
-# The state word of a weight is its step size with the sign of the last gradient in the sign bit. "No last sign" is
-# the step size times 2**90, told apart by being above 2**38. Powers of two scale exactly; legal step sizes are
-# those for which both forms stay apart and finite in float32: 2**-50 * 2**90 > 2**38 > 2**37, 2**37 * 2**90 < 2**128.
-FORGET = 2.0**90
-REMEMBERED = 2.0**38
 SMALLEST, LARGEST = 2.0**-50, 2.0**37
 LARGEST_ETA = sys.float_info.max  # a whole number may be beyond every float
 
 
 class Rprop(Optimizer):
-    r"""Rprop in all four variants: step sizes grow while the sign of the gradient stays, shrink when it changes.
+    r"""Rprop in all four variants: step sizes grow while the sign of the gradient stays and shrink when it changes.
 
     With :math:`s` the product of the signs of the last two gradients,
 
     .. math::
 
-        d \leftarrow \begin{cases} \min(d\,\eta_+, d_\mathrm{max}) & s > 0 \\ \max(d\,\eta_-, d_\mathrm{min}) & s < 0 \\
-        d & s = 0 \end{cases}
+        d \leftarrow \begin{cases} d\,\eta_+ & s > 0 \\ d\,\eta_- & s < 0 \\ d & s = 0 \end{cases} \qquad
+        d \leftarrow \min(\max(d, d_\mathrm{min}), d_\mathrm{max})
 
         p \leftarrow p - \mathrm{sign}(g)\, d
 
@@ -47,21 +43,21 @@ class Rprop(Optimizer):
     "rprop-"   with the new, smaller step size                              this sign
     "irprop-"  none                                                         no last sign
     "rprop+"   takes back the last move                                     no last sign
-    "irprop+"  takes back the last move if the loss has risen, or none      no last sign
+    "irprop+"  takes back the last move if the loss has risen, else none    no last sign
     ========== ============================================================ =====================
 
-    For full batches: on mini-batches, nine gradients of 0.1 and one of -0.9 should cancel and do not.
+    Rprop is for full batches: on mini-batches, nine gradients of 0.1 and one of -0.9 should cancel, and do not.
 
     Parameters
     ----------
     params : sequence or dict of arrays, or sequence of groups
         Float or complex arrays, stepped in place; see `Optimizer`.
     lr : float, default 1e-2
-        First step size of every weight, clamped to `step_sizes`. No schedule: it is read only once.
+        First step size of every weight, clamped to `step_sizes`. It cannot be a schedule, because it is read only once.
     etas : (float, float), default (0.5, 1.2)
         :math:`(\eta_-, \eta_+)`, below and above 1.
     step_sizes : (float, float), default (1e-6, 50)
-        :math:`(d_\mathrm{min}, d_\mathrm{max})`, within 2**-50 and 2**37.
+        :math:`(d_\mathrm{min}, d_\mathrm{max})`, within 2**-50 and 2**37. A change in mid-run applies at the next step.
     variant : {"rprop-", "irprop-", "rprop+", "irprop+"}, default "rprop-"
         "irprop+" needs ``step(..., loss=...)``.
     **options
@@ -72,7 +68,7 @@ class Rprop(Optimizer):
     ValueError
         For a hyperparameter out of range or a schedule for lr; read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -88,10 +84,10 @@ class Rprop(Optimizer):
 
     Notes
     -----
-    torch.optim.Rprop is ``variant="irprop-"``. Differences: signs are compared and gradients never multiplied, so tiny
-    ones (1e-25 in float32) count; a NaN gradient makes its parameter NaN, visibly, where torch skips it. optax.rprop
-    (0.2.8) applies every update one step late. State is one word a weight; `state_dict` shows it as torch's
-    ``step_size`` and ``prev``, the latter as -1, 0 or 1.
+    torch.optim.Rprop is ``variant="irprop-"``, with two differences. Here signs are compared and gradients are never
+    multiplied with each other, so that tiny ones (1e-25 in float32) count; and a NaN gradient makes its parameter NaN,
+    where torch ignores it. optax.rprop (0.2.8) applies every update one step late. The state is one number per weight;
+    `state_dict` shows it as torch's ``step_size`` and ``prev``, the latter as -1, 0 or 1.
 
     References
     ----------
@@ -101,8 +97,11 @@ class Rprop(Optimizer):
     """
 
     states = ("step_word",)
+    never_zero = frozenset({"step_word"})
+    shown_from = {"prev": "step_word", "step_size": "step_word"}
     clock_start = {"step": 0, "prev_loss": math.inf}
     fixed = frozenset({"lr"})
+    torch_means = {"variant": "irprop-"}
     cases = (
         {"lr": 0.1, "variant": "rprop-"},
         {"lr": 0.1, "variant": "irprop-", "step_sizes": (0.05, 0.2)},
@@ -127,15 +126,16 @@ class Rprop(Optimizer):
         unforget: Any,
     ) -> tuple[Any, ...]:
         word = np.abs(step_word)
+        still = np.abs(grad)  # subtracting +0 keeps even the sign of a zero parameter; a NaN is passed on
         known = word < remembered
-        old = select(known, word, word * unforget)
-        turned = select(known, select(step_word < 0, -grad, grad), move - move)  # > 0: signs agree, < 0: they differ
-        flip = turned < 0
-        size = select(turned > 0, np.minimum(old * eta_plus, step_max), old)
-        size = select(flip, np.maximum(size * eta_minus, step_min), size)
-        length = select(flip, move * size + take_back * old, size)
-        still = np.abs(grad)  # +0 leaves even the sign of a zero parameter alone; NaN goes on
         moves = still > 0
+        turned = (grad < 0) != (step_word < 0)
+        one = forget * unforget  # in the dtype
+        factor = select(moves, select(turned, eta_minus, eta_plus), one)
+        size = word * select(known, factor, unforget)
+        size = np.minimum(np.maximum(size, step_min), step_max)
+        flip = known & moves & turned
+        length = select(flip, move * size + take_back * word, size)
         param = param - select(moves, select(grad < 0, -length, length), still)
         lost = size * forget
         kept = select(moves, select(grad < 0, -size, size), lost)
@@ -181,8 +181,14 @@ class Rprop(Optimizer):
             last_loss = loss
         else:
             raise ValueError("Invalid variant: expected one of 'rprop-', 'irprop-', 'rprop+', 'irprop+'")
+        if variant != "irprop+":
+            last_loss = math.inf  # should the variant become "irprop+", there is no last loss to compare with
         coefs = (*h["etas"], *h["step_sizes"], move, take_back, remember, REMEMBERED, FORGET, 1 / FORGET)
         return coefs, (t + 1, last_loss)
+
+    @staticmethod
+    def clock_at(h: Values, steps: int) -> Clock:
+        return (steps, math.inf)
 
     @staticmethod
     def steady(h: Values) -> bool:
@@ -197,23 +203,34 @@ class Rprop(Optimizer):
         low, high = h["step_sizes"]
         return float(min(max(h["lr"], low), high)) * FORGET
 
+    @classmethod
+    def check_state_dtype(cls, state: str, dtype: str | None) -> None:
+        if dtype == "float16":
+            raise ValueError(
+                "Invalid state_dtype: 'float16' for 'step_word', whose values range from 2**-50 to 2**127 (expected "
+                "'bfloat16', or none)"
+            )
+
     @staticmethod
     def show_state(state: dict[str, Array]) -> dict[str, Array]:
-        word = real_view(state["step_word"])
         shown = {name: np.empty_like(state["step_word"]) for name in ("prev", "step_size")}
-        known = np.abs(word) < REMEMBERED
-        real_view(shown["prev"])[...] = np.where(known, np.sign(word), 0)
-        real_view(shown["step_size"])[...] = np.where(known, np.abs(word), np.abs(word) * word.dtype.type(1 / FORGET))
+        steps = Steps(real_view(shown["step_size"]), real_view(shown["prev"]))
+        word = real_view(state["step_word"])
+        with np.errstate(all="ignore"):  # what is not taken may underflow
+            stores = steps.stores(widened(word, arithmetic(word.dtype)))
+        for array, where, value in stores:
+            array[where] = rounded(value, array.dtype)
         return shown
 
     @staticmethod
     def read_state(state: dict[str, Array]) -> dict[str, Array]:
         if state.keys() != {"prev", "step_size"}:
             raise ValueError(f"state has the arrays {sorted(state)}; expected prev and step_size")
-        prev, size = real_view(state["prev"]), real_view(state["step_size"])
+        size, sign = (real_view(state[name]) for name in ("step_size", "prev"))
+        size, sign = (widened(array, arithmetic(array.dtype)) for array in (size, sign))
         if not ((size >= SMALLEST) & (size <= LARGEST)).all():
             raise ValueError("step_size has values out of range; expected 2**-50 <= step_size <= 2**37")
         word = np.empty_like(state["step_size"])
-        forget = size.dtype.type(FORGET)
-        real_view(word)[...] = np.where(prev > 0, size, np.where(prev < 0, -size, size * forget))
+        with np.errstate(all="ignore"):  # what is not taken may underflow
+            real_view(word)[...] = rounded(Steps(size, sign).load(), real_view(word).dtype)
         return {"step_word": word}

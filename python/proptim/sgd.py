@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from proptim._options import Options
@@ -22,7 +23,7 @@ class SGD(Optimizer):
         p \leftarrow p - \eta \, b
 
     as in [1]_, with nesterov [2]_ :math:`p \leftarrow p - \eta\,(g + \mu b)`, and without momentum
-    :math:`p \leftarrow p - \eta g`. At the first step :math:`b = g`, undamped.
+    :math:`p \leftarrow p - \eta g`. At the first step with momentum :math:`b = g`, without dampening.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ class SGD(Optimizer):
     lr : float or schedule, default 1e-3
         Learning rate :math:`\eta`.
     momentum : float or schedule, default 0
-        :math:`\mu`; above 0 it costs the state array ``momentum_buffer``.
+        :math:`\mu`; above 0 it needs the state array ``momentum_buffer``.
     dampening : float or schedule, default 0
         :math:`\tau`.
     nesterov : bool, default False
@@ -44,7 +45,7 @@ class SGD(Optimizer):
     ValueError
         For a hyperparameter out of range, read-only or overlapping arrays.
     TypeError
-        For what is no array of float32, float64, complex64 or complex128 in CPU memory.
+        For anything that is not an array of a supported dtype in CPU memory.
 
     Examples
     --------
@@ -57,8 +58,8 @@ class SGD(Optimizer):
 
     Notes
     -----
-    Equal to torch.optim.SGD, and to optax.sgd, which has no dampening. Keras multiplies lr into what enters the buffer,
-    so that a run there that changes lr with momentum differs.
+    Equal to torch.optim.SGD, and to optax.sgd, which has no dampening. Keras multiplies the gradient by lr before it
+    enters the buffer, so that a run with momentum differs there if lr changes.
 
     References
     ----------
@@ -68,6 +69,7 @@ class SGD(Optimizer):
 
     states = ("momentum_buffer",)
     optional = {"momentum_buffer": "momentum"}
+    clock_start = {"step": 0, "_momentum_begun": 0.0}
     cases = (
         {},
         {"momentum": 0.9, "dampening": 0.1},
@@ -106,9 +108,17 @@ class SGD(Optimizer):
 
     @staticmethod
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
-        t = clock[0] + 1
-        undamped = 1.0 if t == 1 else 1.0 - h["dampening"]
-        return (h["lr"], h["momentum"], undamped, float(h["nesterov"])), (t,)
+        t, begun = clock
+        undamped = 1.0 - h["dampening"] if begun else 1.0  # whenever momentum begins, also in mid-run
+        return (h["lr"], h["momentum"], undamped, float(h["nesterov"])), (t + 1, 1.0 if h["momentum"] else begun)
+
+    @staticmethod
+    def clock_at(h: Values, steps: int) -> Clock:
+        return (steps, 1.0 if steps and h["momentum"] else 0.0)
+
+    @classmethod
+    def started(cls, state: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {"step": step, "_momentum_begun": 1.0 if step and "momentum_buffer" in state else 0.0}
 
     @staticmethod
     def steady(h: Values) -> bool:

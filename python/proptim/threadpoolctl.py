@@ -1,4 +1,4 @@
-"""Importing this has threadpoolctl see the threads of proptim, and limit them.
+"""Import this module to let threadpoolctl see the threads of proptim and limit their number.
 
 Examples
 --------
@@ -11,8 +11,8 @@ Examples
 
 Notes
 -----
-With ``PROPTIM_PARALLEL=openmp`` threadpoolctl sees the OpenMP runtime by itself, but OpenMP's limit does not hold for
-steps, whose thread counts are their own.
+With ``PROPTIM_PARALLEL=openmp`` threadpoolctl sees the OpenMP runtime by itself, but the limit of OpenMP does not apply
+to steps, which set their number of threads themselves.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class PoolController(LibController):  # type: ignore[misc]
     check_symbols = ("proptim_pool_set_limit",)
 
     def get_num_threads(self) -> int:
-        """Most threads that a step may take."""
+        """The largest number of threads that a step may use."""
         return int(self.dynlib.proptim_pool_get_limit())
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Let no step take more."""
+        """Set the largest number of threads that a step may use."""
         self.dynlib.proptim_pool_set_limit(num_threads)
 
     def get_version(self) -> str:

@@ -1,0 +1,276 @@
+"""Arrays in other formats than the rule computes in, in NumPy: the Python twin of `csrc/codecs/`.
+
+The format of an array of one plane follows from its dtype and from the dtype of the rule: `widened` is its load,
+`rounded` its store. Internally bfloat16, which NumPy does not have, is uint16 everywhere; `shown` converts it for
+users. Arrays of two planes are pairs: `Steps`, `Split` and `Mastered`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from proptim._arrays import BFLOAT16, Array, real_view, select
+from proptim._interrupts import Store
+
+FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+SIXTEEN = (BFLOAT16, FLOAT16)
+"""The internal dtypes of 16 bits."""
+
+# The state word of Rprop is the step size of a weight with the sign of the last gradient in the sign bit. If there is
+# no last sign it is the step size times 2**90, which is recognized because it is above 2**38. Powers of two scale
+# exactly. For legal step sizes both forms are distinct and finite in float32: 2**-50 * 2**90 > 2**38 > 2**37, and
+# 2**37 * 2**90 < 2**128.
+FORGET = 2.0**90
+REMEMBERED = 2.0**38
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which a rule computes for a parameter of this dtype: float32 for all below 64 bits."""
+    return FLOAT64 if dtype.name in ("float64", "complex128") else FLOAT32
+
+
+# The texts of codecs --------------------------------------------------------------------------------------------------
+#
+# On the bits of float32: of whole arrays here, and in code that Numba compiles of one number at a time. Sums go through
+# np.uint32 because Numba adds words of 32 bits in 64.
+
+
+def from_bfloat16(half: Any) -> Any:
+    """The bits of a float32 from those of a bfloat16."""
+    return np.uint32(np.uint32(half) << np.uint32(16))
+
+
+def to_bfloat16(bits: Any) -> Any:
+    """The bfloat16 to which a float32 is rounded, ties to even. A NaN stays one, and is quiet."""
+    even = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    nan = bits >> np.uint32(16) | np.uint32(0x0040)
+    return np.uint16(select(is_nan(bits), nan, even))
+
+
+def to_odd(values: Any) -> Any:
+    """The float32 to which a float64 is rounded so that rounding it again is rounding once.
+
+    That is towards zero, with the last bit set where the float64 lies in between.
+    """
+    single = np.float32(values)
+    away = np.abs(single) > np.abs(values)
+    inexact = (single != values) & (values == values)
+    return np.uint32(single.view(np.uint32) - np.uint32(away)) | np.uint32(inexact)
+
+
+def joined(high: Any, low: Any) -> Any:
+    """The bits of a float32 from its halves, from the upper one alone where both together would be a NaN.
+
+    No float32 that is stored has such halves; a zero or an infinity that the user wrote beside an old low half has.
+    """
+    upper = np.uint32(np.uint32(high) << np.uint32(16))
+    sign = np.uint32(low) & np.uint32(0x8000)
+    word = np.uint32(upper + np.uint32(low) - (sign << np.uint32(1)))
+    return np.uint32(select(is_nan(word), upper, word))
+
+
+def halves(bits: Any) -> Any:
+    """The two halves of a float32. Every NaN becomes the canonical one, for the carry would run into its sign."""
+    word = select(is_nan(bits), np.uint32(0x7FC00000), bits)
+    return np.uint16((word + np.uint32(0x8000)) >> np.uint32(16)), np.uint16(word & np.uint32(0xFFFF))
+
+
+def is_nan(bits: Any) -> Any:
+    """Whether these are the bits of a float32 that is NaN."""
+    return (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+
+
+# One plane ------------------------------------------------------------------------------------------------------------
+
+
+def widened(array: Array, real: np.dtype[Any]) -> Array:
+    """A real array in the dtype of the rule: the array itself if it has that dtype."""
+    if array.dtype == real:
+        return array
+    if array.dtype == BFLOAT16:
+        array = np.asarray(from_bfloat16(array)).view(np.float32)  # with no axis it is a scalar
+    with np.errstate(all="ignore"):  # a float64 may exceed the range of float32
+        return array.astype(real, copy=False)
+
+
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Real numbers in another dtype, each rounded once, to nearest with ties to even; a NaN becomes a quiet NaN."""
+    if dtype == values.dtype:
+        return values
+    with np.errstate(all="ignore"):
+        if dtype == BFLOAT16:
+            return _to_bfloat16(values)
+        if dtype == FLOAT16:
+            return _to_float16(values)
+        return values.astype(dtype)
+
+
+def _to_bfloat16(values: Array) -> Array:
+    bits = to_odd(values) if values.dtype == FLOAT64 else np.asarray(values).view(np.uint32)
+    return np.asarray(to_bfloat16(bits))
+
+
+def _to_float16(values: Array) -> Array:
+    bits = np.asarray(values.astype(np.float16)).view(np.uint16)
+    if not np.isnan(values).any():
+        return bits.view(np.float16)
+    single = np.asarray(values.astype(np.float32)).view(np.uint32)  # keeps the upper payload bits of a float64 NaN
+    nan = (
+        (single >> np.uint32(16) & np.uint32(0x8000)) | np.uint32(0x7E00) | (single >> np.uint32(13) & np.uint32(0x1FF))
+    )
+    return np.where(np.isnan(values), nan.astype(np.uint16), bits).view(np.float16)
+
+
+# Two planes -----------------------------------------------------------------------------------------------------------
+
+
+class Steps(NamedTuple):
+    """The state word of Rprop in two real arrays: step sizes, and numbers with the last signs."""
+
+    size: Array
+    sign: Array
+
+    def load(self) -> Array:
+        """The word, in a new array."""
+        size, sign = self
+        word: Array = np.where(sign > 0, size, np.where(sign < 0, -size, size * size.dtype.type(FORGET)))
+        return word
+
+    def stores(self, word: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        size = np.abs(word)
+        known = size < REMEMBERED
+        return [
+            (self.size, ..., np.where(known, size, size * size.dtype.type(1 / FORGET))),
+            (self.sign, ..., np.where(known, np.copysign(size.dtype.type(1), word), size.dtype.type(0))),
+        ]
+
+
+class Split(NamedTuple):
+    """A float32 in two arrays of 16 bits: the bfloat16 that it is rounded to, ties away from zero, and its low half.
+
+    If b are the bits of the float32, high is (b + 0x8000) >> 16 and low is b & 0xffff; b is (high << 16) plus low as a
+    signed number. See `halves` and `joined`.
+    """
+
+    high: Array
+    low: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        with np.errstate(over="ignore"):  # modulo 2**32
+            return np.asarray(joined(self.high, self.low)).view(np.float32)
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        high, low = halves(np.asarray(values).view(np.uint32))
+        return [(self.high, ..., high), (self.low, ..., low)]
+
+
+class Mastered(NamedTuple):
+    """An array of 16 bits, and the float32 array of which it is the rounded value.
+
+    An element of 16 bits that is not its rounded float32 has been written by the user, and is used instead of it.
+    """
+
+    half: Array
+    master: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        half, master = self
+        same = rounded(master, half.dtype).view(np.uint16) == half.view(np.uint16)
+        return np.where(same, master, widened(half, master.dtype))
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        return [(self.half, ..., rounded(values, self.half.dtype)), (self.master, ..., values)]
+
+
+PAIRS = (Steps, Split, Mastered)
+Pair = Steps | Split | Mastered
+Stored = Array | Steps | Split | Mastered
+"""A real array in any format."""
+
+
+# Any format -----------------------------------------------------------------------------------------------------------
+
+
+def planes(array: Stored | None) -> tuple[Array, ...]:
+    """The planes of an array."""
+    if array is None:
+        return ()
+    return tuple(array) if isinstance(array, PAIRS) else (array,)
+
+
+def apart(array: Any) -> Any:
+    """Views of the same memory, which stay as they are when the arrays are given another shape or made read-only."""
+    if isinstance(array, PAIRS):
+        return type(array)(*map(apart, array))
+    return array[...] if isinstance(array, np.ndarray) else array  # None, or rows, which are such views
+
+
+def loaded(segment: Sequence[Stored | None]) -> list[Array | None]:
+    """The arrays of a segment, its parameter first, as the rule sees them."""
+    real = arithmetic(planes(segment[0])[0].dtype)
+    return [
+        None if array is None else array.load() if isinstance(array, PAIRS) else widened(array, real)
+        for array in segment
+    ]
+
+
+def stores(array: Stored, values: Array) -> list[Store]:
+    """The values to store in the planes of an array, so that the array has these values."""
+    if isinstance(array, PAIRS):
+        return array.stores(values)
+    return [(array, ..., rounded(values, array.dtype))]
+
+
+# What users see -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _named() -> np.dtype[Any] | None:
+    """The dtype bfloat16 of ml_dtypes; None if that is not installed."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    named: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return named
+
+
+def shown(array: Array) -> Array:
+    """The same memory for a user: bfloat16 with the dtype of ml_dtypes, or as uint16 if that is not installed."""
+    named = _named() if array.dtype == BFLOAT16 else None
+    return array if named is None else array.view(named)
+
+
+def empty(like: Array, dtype: np.dtype[Any]) -> Array:
+    """A new array of this dtype with the shape and memory order of `like`; pairs of reals for complex numbers."""
+    if like.dtype.kind == "c" and dtype.kind != "c":
+        return np.empty_like(real_view(like), dtype)
+    return np.empty_like(like, dtype, subok=False)
+
+
+def first_nonfinite(array: Array, real: np.dtype[Any] | None = None) -> tuple[int, ...] | None:
+    """Index of the first element that is NaN or infinite to a rule, which computes in `real` if it is another dtype.
+
+    The search goes piece by piece, to avoid a temporary array of the whole size.
+    """
+    piece = 1 << 16
+    for start in range(0, array.size, piece):
+        bad = ~np.isfinite(numbers(array.flat[start : start + piece], real))
+        if bad.any():
+            return tuple(map(int, np.unravel_index(start + int(bad.argmax()), array.shape)))
+    return None
+
+
+def numbers(array: Any, real: np.dtype[Any] | None = None) -> Array:
+    """The numbers of an array, or of an element, as a rule that computes in `real` sees them."""
+    array = np.asarray(array)
+    return array if array.dtype.kind == "c" else widened(array, real or arithmetic(array.dtype))

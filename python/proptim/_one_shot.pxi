@@ -1,0 +1,216 @@
+# Included by _core.pyx.  One step without a plan, for `proptim.functional`.
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
+
+cdef int ZERO = list(stages()).index("zero")
+
+cdef enum:
+    MOST_KEPT = 64  # calls with different hyperparameters; all are dropped when a changing lr has filled the dict
+
+
+cdef class Numbers:
+    """The numbers of a step that was checked and made."""
+
+    cdef proptim_row row
+    cdef object hyper   # hyperparameters of a rule whose coefficients depend on the step; else None
+    cdef unsigned used  # bit j: array j
+    cdef bint zero
+
+
+cdef class OneShot:
+    """Repeats a step of one rule on arrays of the caller, if an earlier call had the same keyword arguments.
+
+    It keeps the numbers that follow from the keywords of a call, and none of its arrays. Buffers are acquired, checked
+    and released in each call. It accepts only the simplest arguments: NumPy arrays, each one dense run that overlaps no
+    other. All other calls, and every error, are left to `proptim.functional`.
+    """
+
+    cdef dict numbers, places
+    cdef object advance, clock_at
+    cdef int rule, n_coefs, n_arrays
+    cdef unsigned never_zero  # bit j: array j begins with a 0 only if the caller made it, which Python then refuses
+
+    def __cinit__(self, rule):
+        self.numbers = {}
+        self.places = {name: 2 + i for i, name in enumerate(rule.states)}
+        for name in rule.never_zero:
+            self.never_zero |= 1u << <int>self.places[name]
+        self.advance, self.clock_at = rule.advance, rule.clock_at
+        self.rule = _rule_numbers[rule.kernel]
+        self.n_coefs, self.n_arrays = len(rule.coef_names), 2 + len(rule.states)
+
+    def remember(self, tuple args, dict keywords, tuple row, used, hyper):
+        """Keep the numbers of a call that has succeeded: coefficients and stages, and the names of its state arrays.
+
+        `hyper`: the hyperparameters of a rule whose coefficients depend on the step; None if they do not.
+        """
+        cdef Numbers numbers = Numbers()
+        cdef PyObject *arrays[PROPTIM_MAX_ARRAYS]
+        cdef long long step
+        cdef int j
+        cdef tuple key = self._key(args, keywords, arrays, &step)
+        if key is None:
+            return
+        numbers.row.active = True
+        for j in range(self.n_coefs):
+            numbers.row.coefs[j] = row[j]
+        for j in range(PROPTIM_STAGES):
+            numbers.row.stages[j] = row[self.n_coefs + j]
+        numbers.hyper, numbers.zero = hyper, numbers.row.stages[ZERO] != 0
+        numbers.used = 3
+        for name in used:
+            j = self.places[name]
+            numbers.used |= 1u << j
+        if len(self.numbers) >= MOST_KEPT:
+            self.numbers.clear()
+        self.numbers[key] = numbers
+
+    cdef tuple _key(self, tuple args, dict keywords, PyObject **arrays, long long *step):
+        """A key for the numbers of a call; also sets its arrays, NULL for none, and its step, 0 for none.
+
+        None for a call that cannot be repeated. Equal values of different types have different keys, as have 0.0, -0.0.
+        """
+        cdef int j, overflow = 0, given = <int>len(args)
+        cdef double number
+        cdef list key
+        if given < 2 or given > self.n_arrays:
+            return None
+        for j in range(self.n_arrays):
+            arrays[j] = <PyObject *>args[j] if j < given and args[j] is not None else NULL
+        param = args[0]
+        if type(param) is not NDARRAY:
+            return None
+        dtype = param.dtype
+        if dtype is not FLOAT32 and dtype is not FLOAT64:
+            return None
+        key = [dtype is FLOAT32]
+        step[0] = 0
+        for name, value in keywords.items():
+            kind = type(value)
+            if isinstance(value, float):
+                number = value
+                if number != number or (number == 0 and 1 / number < 0):
+                    return None
+                kind, value = float, number
+            elif kind is tuple:
+                for part in <tuple>value:
+                    if type(part) is not float or part == 0:
+                        return None
+            elif kind is int:
+                if name == "step":
+                    step[0] = PyLong_AsLongLongAndOverflow(value, &overflow)
+                    if overflow or step[0] < 1:
+                        return None
+                    continue
+            elif kind is NDARRAY or value is None:
+                place = self.places.get(name)
+                if place is not None:
+                    j = place
+                    if j < given:
+                        return None
+                    arrays[j] = <PyObject *>value if value is not None else NULL
+                    continue
+                if value is not None:
+                    return None
+            elif kind is not bool and kind is not str:
+                return None
+            key.append(name)
+            key.append(kind)
+            key.append(value)
+        key.append(step[0] == 1)
+        return tuple(key)
+
+    def step(self, tuple args, dict keywords):
+        """Make the step of this call if it is like an earlier one; else do nothing and return False."""
+        cdef PyObject *arrays[PROPTIM_MAX_ARRAYS]
+        cdef Py_buffer buffers[PROPTIM_MAX_ARRAYS]
+        cdef Py_buffer *view
+        cdef proptim_segment segment
+        cdef proptim_row row
+        cdef ptrdiff_t strides[PROPTIM_MAX_ARRAYS]
+        cdef size_t size
+        cdef long long step
+        cdef int i, j
+        cdef double value
+        cdef Numbers numbers
+        cdef tuple key = self._key(args, keywords, arrays, &step), coefs
+        if key is None:
+            return False
+        numbers = self.numbers.get(key)
+        if numbers is None or (numbers.hyper is not None and step == 0):  # such a rule needs the step
+            return False
+        memset(buffers, 0, sizeof(buffers))
+        memset(&segment, 0, sizeof(segment))
+        try:
+            for j in range(self.n_arrays):
+                if (arrays[j] is not NULL) != (numbers.used >> j & 1):
+                    return False
+                if arrays[j] is NULL:
+                    continue
+                view = &buffers[j]
+                if not plain(<object>arrays[j], view, &buffers[0], j != PROPTIM_GRADS or numbers.zero):
+                    return False
+                for i in range(j):
+                    if meet(view, &buffers[i]):
+                        return False
+                if self.never_zero >> j & 1 and begins_with_zero(view):
+                    return False
+                strides[j] = view.itemsize
+                segment.arrays[j].planes[0] = view.buf
+                segment.arrays[j].strides[0] = &strides[j]
+            row = numbers.row
+            if numbers.hyper is not None:
+                coefs, _ = self.advance(numbers.hyper, self.clock_at(numbers.hyper, step - 1), None)
+                for j in range(self.n_coefs):
+                    value = coefs[j]
+                    if not -LARGEST_FLOAT < value < LARGEST_FLOAT:
+                        return False  # it may be infinite in the dtype of the arrays
+                    row.coefs[j] = value
+            size = buffers[0].len // buffers[0].itemsize
+            segment.dtype = PROPTIM_F32 if buffers[0].itemsize == 4 else PROPTIM_F64
+            segment.ndim = 1
+            segment.shape = &size
+            proptim_layout(&segment)
+            with nogil:
+                proptim_step(_isa, <proptim_rule>self.rule, &segment, 1, &row, 1, NULL)
+            return True
+        finally:
+            for j in range(self.n_arrays):
+                if holds(&buffers[j]):
+                    PyBuffer_Release(&buffers[j])
+
+
+cdef bint plain(object array, Py_buffer *view, Py_buffer *param, bint written) except -1:
+    """Take the buffer of an array that is one dense run of the dtype and shape of `param`, which may be itself."""
+    cdef int d
+    cdef Py_ssize_t run
+    if type(array) is not NDARRAY:
+        return False
+    dtype = array.dtype
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return False
+    try:
+        PyObject_GetBuffer(array, view, PyBUF_STRIDES | PyBUF_WRITABLE if written else PyBUF_STRIDES)
+    except (BufferError, ValueError):  # read-only
+        return False
+    if view.itemsize != param.itemsize or view.ndim != param.ndim:
+        return False
+    run = view.itemsize
+    for d in range(view.ndim - 1, -1, -1):
+        if view.shape[d] != param.shape[d] or (view.strides[d] != run and view.shape[d] != 1 and view.len):
+            return False
+        run *= view.shape[d]
+    return True
+
+
+cdef bint meet(Py_buffer *a, Py_buffer *b) noexcept:
+    """Whether two dense runs share memory; an absent or empty one does not."""
+    return (a.len > 0 and b.len > 0 and <char *>a.buf < <char *>b.buf + b.len and <char *>b.buf < <char *>a.buf + a.len)
+
+
+cdef bint begins_with_zero(Py_buffer *view) noexcept:
+    """Whether the first number of a dense run is 0; an empty one has none."""
+    if not view.len:
+        return False
+    return (<float *>view.buf)[0] == 0 if view.itemsize == sizeof(float) else (<double *>view.buf)[0] == 0

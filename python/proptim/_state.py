@@ -1,0 +1,282 @@
+"""The state of an optimizer as plain data: what `Optimizer.state_dict` returns and `load_state_dict` accepts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from proptim import _backend
+from proptim._arrays import BFLOAT16, Array, as_array, name_of, real_view
+from proptim._formats import FLOAT32, SIXTEEN, arithmetic, empty, rounded, shown, widened
+from proptim._parameters import Clock, Group, Parameter, at_step, frozen, is_schedule, listed
+from proptim._storage import dtype_of_state, plane_like
+from proptim.rule import Rule
+
+MAX_COUNT = 2**63
+"""More steps than any run makes, and still a number that the rules can compute with."""
+
+Members = Sequence[tuple[Group, Sequence[Parameter]]]
+"""Each group with its parameters."""
+
+
+@dataclass
+class Loaded:
+    """A state_dict that fits, converted for an optimizer."""
+
+    hyper: list[dict[str, Any]]
+    """The hyperparameters of each group."""
+    parameters: list[Parameter]
+    """The parameters in order, with their new state."""
+    steps: int
+    skipped: int
+    skips_in_a_row: int
+    round: set[int]
+
+
+def dump(rule: type[Rule], members: Members, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Optimizer.state_dict`; `counts` are those of the whole optimizer, steps among them."""
+    groups: list[dict[str, Any]] = []
+    state: dict[int, dict[str, Any]] = {}
+    for group, parameters in members:
+        # A schedule is code: its value at the next step is saved instead.
+        saved = {
+            k: _plain(at_step(v, counts["steps"]) if k in rule.hyper else v) for k, v in group.items() if k != "params"
+        }
+        saved["params"] = list(range(len(state), len(state) + len(parameters)))
+        if parameters and parameters[0].name is not None:
+            saved["param_names"] = [p.name for p in parameters]
+        for p in parameters:
+            arrays = rule.show_state(p.state)
+            copied = {n: shown(array.copy() if array is p.state.get(n) else array) for n, array in arrays.items()}
+            master = {} if p.plane is None else {"master": p.numbers()}
+            state[len(state)] = {**rule.show_clock(p.clock, p.state), **copied, **master}
+        groups.append(saved)
+    return {"rule": rule.owner, "state": state, "param_groups": groups, **counts}
+
+
+def parse(rule: type[Rule], members: Members, saved: Any, state_dtype: Any, cast: bool) -> Loaded:
+    """What `Optimizer.load_state_dict` loads; everything is checked except the values of hyperparameters."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError('state_dict has no "state" and "param_groups"; expected what state_dict() returned')
+    if not isinstance(saved["state"], Mapping) or not isinstance(saved["param_groups"], (list, tuple)):
+        raise ValueError('"state" must be a dict and "param_groups" a list; expected what state_dict() returned')
+    if saved.get("rule", rule.owner) != rule.owner:
+        raise ValueError(
+            f"state_dict is that of {short(saved['rule'])}; expected one of {rule.__name__}: arrays of the same names "
+            "mean something else to another rule"
+        )
+    if len(saved["param_groups"]) != len(members):
+        raise ValueError(f"state_dict has {len(saved['param_groups'])} parameter groups; expected {len(members)}")
+    hyper, owners = [], {}
+    for i, ((group, parameters), given) in enumerate(zip(members, saved["param_groups"], strict=True)):
+        hyper.append(_parse_group(rule, group, given, parameters, f"group {i} of state_dict"))
+        for key, p in zip(given["params"], parameters, strict=True):
+            if not isinstance(key, (int, str)) or key in owners:
+                raise ValueError(f'"params" in group {i} of state_dict has {short(key)}; expected one key a parameter')
+            owners[key] = p
+    for key in saved["state"]:
+        if key not in owners:
+            raise ValueError(
+                f"state_dict has the state {short(key)}; expected the keys in its groups: {listed(owners)}"
+            )
+    loaded = [_parse_state(rule, p, saved["state"].get(key, {}), key, state_dtype, cast) for key, p in owners.items()]
+    most = max((p.clock[0] for p in loaded), default=0)
+    stepped = saved.get("round", ())
+    if not isinstance(stepped, (list, tuple)) or not all(type(i) is int and i in range(len(owners)) for i in stepped):
+        raise ValueError(f"'round' of state_dict is {short(stepped)}; expected a list of indices of parameters")
+    for i, ((group, _), given) in enumerate(zip(members, saved["param_groups"], strict=True)):
+        for key, value in rule.torch_means.items():
+            if key not in given and group[key] != value:
+                warnings.warn(
+                    f"group {i} of state_dict has no {key!r}, as those of torch.optim.{rule.__name__}, whose rule is "
+                    f"{key}={value!r}; this optimizer goes on with {key}={group[key]!r}",
+                    UserWarning,
+                    stacklevel=_backend._level_outside(),
+                )
+    return Loaded(
+        hyper,
+        loaded,
+        _count(saved.get("steps", most), "'steps' of state_dict"),
+        _count(saved.get("skipped", 0), "'skipped' of state_dict"),
+        _count(saved.get("skips_in_a_row", 0), "'skips_in_a_row' of state_dict"),
+        set(stepped),
+    )
+
+
+def _parse_group(
+    rule: type[Rule], group: Group, given: Any, members: Sequence[Parameter], label: str
+) -> dict[str, Any]:
+    if not isinstance(given, Mapping) or not isinstance(given.get("params"), (list, tuple)):
+        raise ValueError(f'{label} has no list "params"; expected what state_dict() returned')
+    if len(given["params"]) != len(members):
+        raise ValueError(f"{label} has {len(given['params'])} parameters; expected {len(members)}")
+    names = [p.name for p in members]
+    if given.get("param_names", names) != names and names[:1] != [None]:
+        raise ValueError(f"{label} has the parameters {listed(given['param_names'])}; expected {listed(names)}")
+    data = dict(group.data)
+    for key, value in given.items():
+        if key not in rule.hyper:
+            if key not in ("params", "param_names") and (key in Rule.known or rule.meant(key)):
+                raise ValueError(
+                    f"{label} has the hyperparameter {key!r}, unknown to {rule.__name__}; expected the state of an "
+                    "optimizer of the same class"
+                )
+        elif key not in rule.identity and not is_schedule(group[key]):  # a schedule is code: it stays
+            data[key] = _plain(value)
+    return data
+
+
+def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dtype: Any, cast: bool) -> Parameter:
+    label = f"state {key!r} of state_dict"
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{label} is {type(entry).__name__}; expected a dict")
+    given: dict[str, Array] = {}
+    plane = None
+    for name, value in entry.items():
+        if name in rule.clock_start or value is None:
+            continue
+        if name == "master":
+            plane = _parse_master(p, as_array(value, f"'master' in {label}", bits=True), label, cast)
+            continue
+        if name == "master_lo":
+            plane = _parse_low(p, value, label, cast)
+            continue
+        array = as_array(value, f"{name!r} in {label}", bits=True)
+        kept = dtype_of_state(state_dtype, rule.shown_from.get(name, name), p.array.dtype)
+        given[name] = _in_dtype(array, kept, p, f"{name!r} in {label}", cast)
+        numbers = widened(real_view(given[name]), p.real)
+        if name in rule.squares and (numbers < 0).any():
+            raise ValueError(f"{name!r} in {label} has negative elements; expected none in what is made of squares")
+    if plane is None and p.plane is not None:  # the weights are the master
+        plane = plane_like(p.array, p.plane.dtype, widened(p.array, FLOAT32))
+    state = rule.read_state(given) if given else {}
+    for name in state:
+        if name not in rule.states:
+            raise ValueError(
+                f"{label} has the array {name!r}, unknown to {rule.__name__}; expected the state of an "
+                "optimizer of the same class"
+            )
+    for name in rule.states:
+        if state and name not in state and name not in rule.optional:
+            raise ValueError(f"{label} has no {name!r}; expected every state array of {rule.__name__}")
+    if (
+        not state
+        and len(rule.states) > len(rule.optional)
+        and (made := _count(entry.get("step", 0), f"'step' in {label}"))
+    ):
+        raise ValueError(f"{label} has made {made} steps and has no arrays; expected those of {rule.__name__}")
+    clock = parse_clock(rule, {name: entry[name] for name in rule.clock_start if name in entry}, state, label)
+    return replace(p, clock=clock, state=state, plane=plane)
+
+
+def _parse_master(p: Parameter, master: Array, label: str, cast: bool) -> Array | None:
+    """The second plane of a parameter, from the float32 master that was saved; None if the weights are the master."""
+    if master.dtype in SIXTEEN and not cast:
+        raise TypeError(
+            f"'master' in {label} is {name_of(master.dtype)}; expected float32: load_state_dict of torch.optim casts "
+            "what it loads, so pass cast=True to leave it out, and the weights count"
+        )
+    if p.plane is None and not cast:
+        raise TypeError(
+            f"{label} has the array 'master', of a parameter of 16 bits, and {p.label} is {name_of(p.array.dtype)} "
+            "and keeps none; expected a state without it: pass cast=True to leave it out"
+        )
+    if p.plane is None or master.dtype in SIXTEEN:
+        return None
+    return plane_like(p.array, p.plane.dtype, _in_dtype(master, FLOAT32, p, f"'master' in {label}", cast))
+
+
+def _parse_low(p: Parameter, given: Any, label: str, cast: bool) -> Array | None:
+    """The second plane of a parameter, from the low halves that proptim.torch saved, of the weights as they are."""
+    label = f"'master_lo' in {label}"
+    dtype = str(getattr(given, "dtype", type(given).__name__)).removeprefix("torch.")
+    halves = p.plane is not None and p.plane.dtype == BFLOAT16 and dtype in ("int16", "uint16")
+    if not halves and not cast:
+        raise TypeError(
+            f"{label} is {dtype}, the low halves of bfloat16 weights; expected int16 for a parameter with "
+            'master="split": pass cast=True to leave it out, and the weights count'
+        )
+    if not halves:
+        return None
+    low = np.asarray(given)
+    check_shape(low, label, p)
+    plane = empty(p.array, BFLOAT16)
+    plane[...] = low.view(np.uint16)
+    return plane
+
+
+def _in_dtype(array: Array, dtype: np.dtype[Any], p: Parameter, label: str, cast: bool) -> Array:
+    """A copy of a state array in the dtype of this optimizer; complex numbers of 16 bits are pairs."""
+    pairs = check_shape(array, label, p)
+    if array.dtype.kind == "c" and p.array.dtype.kind != "c":
+        raise TypeError(f"{label} is {array.dtype.name}; expected {p.array.dtype.name}, the dtype of {p.label}")
+    kept = empty(p.array, dtype)
+    wider = array.dtype not in SIXTEEN and dtype not in SIXTEEN and np.can_cast(array.dtype, dtype)
+    if array.dtype != dtype and not wider and not cast:
+        of = f"the dtype of {p.label}" if dtype == p.array.dtype else f"in which the state of {p.label} is kept"
+        raise TypeError(
+            f"{label} is {name_of(array.dtype)}; expected {name_of(dtype)}, {of}: pass cast=True to have it rounded"
+        )
+    if array.dtype == dtype or wider:
+        kept[...] = array
+        return kept
+    numbers = widened(real_view(array), np.dtype(np.float64)) if array.dtype in SIXTEEN else real_view(array)
+    if p.array.dtype.kind == "c" and array.dtype.kind != "c" and not pairs:  # real numbers
+        numbers = real_view(array.astype(np.complex128))
+    view = real_view(kept)
+    view[...] = rounded(numbers, view.dtype)
+    if (np.isfinite(numbers) & ~np.isfinite(widened(view, arithmetic(view.dtype)))).any():
+        raise ValueError(f"{label} has numbers beyond {name_of(view.dtype)}; expected one that can hold them")
+    return kept
+
+
+def check_shape(array: Array, label: str, p: Parameter) -> bool:
+    """Raise ValueError unless a state array has the shape of the parameter; whether it has pairs of complex numbers."""
+    pairs = p.array.dtype.kind == "c" and array.dtype in SIXTEEN
+    shape = (*p.array.shape, 2) if pairs else p.array.shape
+    if array.shape != shape:
+        raise ValueError(f"{label} has shape {array.shape}; expected {shape}, the shape of {p.label}")
+    return pairs
+
+
+def parse_clock(rule: type[Rule], entry: Mapping[str, Any], state: Mapping[str, Any], label: str) -> Clock:
+    """The clock of a parameter with these state arrays; a state_dict may have only a part of its numbers."""
+    # torch.optim.SGD has no step count; a momentum buffer means that there has been a step.
+    step = _count(entry.get("step", 1 if state else 0), f"'step' in {label}")
+    start = rule.started(state, step)
+    clock = (step, *(_number(entry.get(name, start[name]), f"{name!r} in {label}") for name in [*start][1:]))
+    rule.check_clock(clock)
+    return clock
+
+
+def _number(value: Any, label: str) -> float:
+    try:
+        return float(_plain(value))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{label} is {short(value)}; expected a number") from None
+
+
+def _count(value: Any, label: str) -> int:
+    whole = _plain(value)
+    number = whole if type(whole) is int else _number(value, label)
+    if not 0 <= number < MAX_COUNT or number % 1:
+        shown = f"{number:g}" if abs(number) < 2**1000 else short(number)
+        raise ValueError(f"{label} is {shown}; expected a count, below 2**63")
+    return int(number)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers from arrays and tensors with one element, and tuples of numbers from others and from lists."""
+    if hasattr(value, "tolist"):
+        value = value.item() if math.prod(value.shape) == 1 else value.tolist()
+    return frozen(value)
+
+
+def short(value: Any) -> str:
+    """Any value, shortened for a message."""
+    return f"{value!r:.80}"

@@ -1,0 +1,180 @@
+"""How an optimizer stores its arrays: the options `master` and `state_dtype`, and the arrays that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proptim._arrays import BFLOAT16, Array, name_of, real_view
+from proptim._formats import FLOAT16, FLOAT32, FLOAT64, SIXTEEN, arithmetic, empty, halves, rounded, widened
+from proptim._parameters import check_shape, listed
+
+if TYPE_CHECKING:
+    from proptim.rule import Rule
+
+MASTERS = ("auto", "split", "float32", None)
+DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
+"""The values of `state_dtype`."""
+MASTER_DTYPES: dict[str, np.dtype[Any]] = {"split": BFLOAT16, "float32": FLOAT32}
+"""The dtype of the second plane of a parameter of 16 bits: its low 16 bits, or all of the float32."""
+
+
+Named = Sequence[tuple[str, np.dtype[Any]]]
+"""How messages name parameters, and their dtypes."""
+
+
+def check_storage(rule: type[Rule], master: Any, state_dtype: Any, params: Named, *, beside: bool = False) -> None:
+    """Raise ValueError for `master` and `state_dtype` that are not legal, or not for these parameters.
+
+    `beside`: they are added to others, for which the options are legal.
+    """
+    check_master(master)
+    if master in MASTER_DTYPES and not beside and not any(dtype in SIXTEEN for _, dtype in params):
+        have = " and ".join(sorted({name_of(dtype) for _, dtype in params}))
+        raise ValueError(
+            f"Invalid master: {master!r} for parameters of {have}, which are complete by themselves (expected bfloat16 "
+            "or float16: leave it out)"
+        )
+    check_state_dtype(rule, state_dtype)
+    for label, dtype in params:
+        check_storage_of(rule, master, state_dtype, label, dtype)
+
+
+def check_storage_of(rule: type[Rule], master: Any, state_dtype: Any, label: str, dtype: np.dtype[Any]) -> None:
+    """Raise ValueError for a legal `master` and `state_dtype` that are not legal for this parameter."""
+    if master == "split" and dtype == FLOAT16:
+        raise ValueError(
+            f"Invalid master: 'split' for {label}, which is float16 and not the upper half of a float32 (expected "
+            "'float32' or None)"
+        )
+    if arithmetic(dtype) == FLOAT32 and any(wanted(state_dtype, name) == "float64" for name in rule.states):
+        raise ValueError(
+            f"Invalid state_dtype: 'float64' for {label}, which is {name_of(dtype)} and is stepped in float32 "
+            "(expected 'float32', 'bfloat16' or 'float16')"
+        )
+
+
+def check_master(master: Any) -> None:
+    """Raise ValueError for a `master` that no parameters make legal."""
+    if not isinstance(master, (str, type(None))) or master not in MASTERS:
+        raise ValueError(f"Invalid master: {master!r:.80} (expected 'split', 'float32' or None)")
+
+
+def check_state_dtype(rule: type[Rule], state_dtype: Any) -> None:
+    """Raise ValueError or TypeError for a `state_dtype` that is illegal for all parameters."""
+    if isinstance(state_dtype, Mapping):
+        for name in state_dtype:
+            if name not in rule.states:
+                raise ValueError(
+                    f"Invalid state_dtype: {rule.__name__} has no state array {name!r:.80} (expected some of: "
+                    f"{listed(rule.states)})"
+                )
+        values = [*state_dtype.values()]
+    else:
+        values = [state_dtype]
+    for value in values:
+        if value is not None and (not isinstance(value, str) or value not in DTYPES):
+            raise ValueError(
+                f"Invalid state_dtype: {value!r:.80} (expected {', '.join(map(repr, DTYPES))}, None, or a dict of "
+                "these by the name of a state array)"
+            )
+    for name in rule.states:
+        rule.check_state_dtype(name, wanted(state_dtype, name))
+
+
+def wanted(state_dtype: Any, name: str) -> str | None:
+    """The dtype that the option names for a state array; None for the dtype of the arithmetic."""
+    value: str | None = state_dtype.get(name) if isinstance(state_dtype, Mapping) else state_dtype
+    return value
+
+
+def dtype_of_state(state_dtype: Any, name: str, param: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a state array of a parameter of this dtype; complex numbers of 16 bits are pairs of reals."""
+    dtype = DTYPES.get(wanted(state_dtype, name) or arithmetic(param).name, FLOAT32)
+    if param.kind == "c" and dtype not in SIXTEEN:
+        return np.dtype(np.complex64 if dtype == FLOAT32 else np.complex128)
+    return dtype
+
+
+def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: str, param: Array) -> Array:
+    """A state array of a parameter before the first step."""
+    array = empty(param, dtype_of_state(state_dtype, name, param.dtype))
+    view = real_view(array)
+    view[...] = first_number(rule, h, name, view.dtype)
+    return array
+
+
+def first_number(rule: type[Rule], h: Mapping[str, Any], name: str, dtype: np.dtype[Any]) -> Array:
+    """The number with which a state array of this dtype begins; ValueError where the dtype cannot hold it."""
+    value = rule.initial(h, name)
+    first = rounded(np.array(value), dtype)
+    if np.isfinite(value) and not np.isfinite(widened(first, FLOAT64)):
+        raise ValueError(
+            f"Invalid state_dtype: {name_of(dtype)!r} cannot hold {value:g}, with which {name!r} begins (expected "
+            "one that can)"
+        )
+    return first
+
+
+def dtype_of_plane(master: str | None, param: np.dtype[Any]) -> np.dtype[Any] | None:
+    """The dtype of what lies beside a parameter of this dtype, None where nothing does."""
+    if param not in SIXTEEN or master is None:
+        return None
+    if master == "auto":
+        master = "split" if param == BFLOAT16 else "float32"
+    return MASTER_DTYPES[master]
+
+
+def first_plane(master: str | None, array: Array) -> Array | None:
+    """The second plane of a new parameter; None if it has none."""
+    dtype = dtype_of_plane(master, array.dtype)
+    # Without a float32 copy of the parameter in between, which could be most of the memory that is used.
+    if dtype is None or dtype == BFLOAT16:
+        return None if dtype is None else np.zeros_like(array, subok=False)  # low halves
+    plane = np.empty_like(array, FLOAT32, subok=False)
+    if array.dtype == FLOAT16:
+        plane[...] = array
+    else:
+        bits = plane.view(np.uint32)
+        bits[...] = array
+        bits <<= np.uint32(16)  # as from_bfloat16
+    return plane
+
+
+def plane_like(array: Array, dtype: np.dtype[Any], master: Array, *, even: bool = False) -> Array:
+    """The second plane of a parameter for this float32 master: all of it, or its low 16 bits.
+
+    With `even` the parameter is the master rounded to nearest even. Half-way between two bfloat16 numbers the low bits
+    belong to the other one, and it gets the largest that belong to this one, a unit in the last place of float32 less.
+    """
+    plane = np.empty_like(array, dtype, subok=False)
+    if dtype == FLOAT32:
+        plane[...] = master
+    else:
+        bits = np.asarray(master).view(np.uint32)
+        high, plane[...] = halves(bits)
+        if even:
+            plane[(bits & np.uint32(0x1FFFF) == 0x8000) & (array != high)] = 0x7FFF
+    return plane
+
+
+def check_state(array: Array, label: str, param: Array) -> None:
+    """Raise unless this can be a state array of a parameter that is stepped without an object."""
+    kept = dtype_of_state(None, label, param.dtype)
+    if array.dtype != kept and array.dtype not in SIXTEEN:
+        of = "the dtype of param" if kept == param.dtype else "in which state of param is kept"
+        raise TypeError(f"{label} is {array.dtype.name}; expected {kept.name}, {of}: convert it with .astype")
+    like = real_view(param) if array.dtype in SIXTEEN else param
+    check_shape(array, label, like, "param")
+
+
+def check_plane(plane: Array, param: Array) -> None:
+    """Raise unless this can be the master of a parameter."""
+    if param.dtype not in SIXTEEN:
+        raise TypeError(f"master is given, and param is {param.dtype.name}; expected none: it is of 16 bits alone")
+    if plane.dtype != FLOAT32 and (plane.dtype, param.dtype) != (BFLOAT16, BFLOAT16):
+        halves = " or uint16" if param.dtype == BFLOAT16 else ""
+        raise TypeError(f"master is {plane.dtype.name}; expected float32{halves}, as init() makes it")
+    check_shape(plane, "master", param, "param")

@@ -1,0 +1,260 @@
+"""The state of a parameter in an optimizer of torch: its arrays, and the dtypes and forms in which they are kept.
+
+torch.optim keeps every array in the dtype of the parameter, and its `load_state_dict` casts to that, also integers.
+Here the dtype is that of `state_dtype`, and the second plane of a parameter of 16 bits is part of the state:
+`master_lo`, the low halves of a bfloat16 as int16, or `master`, a float32 for each weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from proptim._arrays import BFLOAT16, CONVERT, Array, as_array, name_of, real_view
+from proptim._formats import FLOAT32, FLOAT64, SIXTEEN, Mastered, Split, rounded, widened
+from proptim._state import short
+from proptim._storage import dtype_of_plane, dtype_of_state, first_number, plane_like
+from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_values
+from proptim.rule import Rule
+
+MASTERS = {BFLOAT16: "master_lo", FLOAT32: "master"}
+"""dtype of the second plane of a parameter -> its name in the state."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Wraps a tensor, so that `torch.optim.Optimizer.load_state_dict` does not cast it on its way into a state."""
+
+    tensor: Any
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How an optimizer keeps the state of its parameters."""
+
+    rule: type[Rule]
+    shown: tuple[str, ...]
+    """Names of the state arrays in torch.optim."""
+    counts: tuple[str, ...]
+    """Names of the numbers in the state."""
+    master: str | None
+    state_dtype: Any
+
+    def dtype(self, name: str, param: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype of an array in the state of a parameter of this dtype."""
+        return dtype_of_state(self.state_dtype, self.rule.shown_from.get(name, name), param)
+
+    def names(self, param: np.dtype[Any]) -> tuple[str, ...]:
+        """Names of the state arrays of a parameter of this dtype.
+
+        They are those of torch.optim, except that several arrays of torch are one here if it has a `state_dtype`.
+        """
+        usual = dtype_of_state(None, "", param)
+        return self.shown if all(self.dtype(n, param) == usual for n in self.rule.states) else self.rule.states
+
+    def plane(self, param: np.dtype[Any]) -> tuple[str, np.dtype[Any]] | None:
+        """Name and dtype of the second plane of a parameter of this dtype; None if it has none."""
+        dtype = dtype_of_plane(self.master, param)
+        return None if dtype is None else (MASTERS[dtype], dtype)
+
+    def check_first(self, h: Mapping[str, Any], wanted: tuple[str, ...], param: np.dtype[Any]) -> None:
+        """Raise ValueError if the requested dtypes cannot hold the first values of the state."""
+        for name in wanted:
+            first_number(self.rule, h, name, real_view(np.empty(0, self.dtype(name, param))).dtype)
+
+    def first(self, h: Mapping[str, Any], name: str, p: Any) -> dict[str, Any]:
+        """A state array of a parameter before the first step, as it is shown: tensors by name."""
+        param = DTYPES[p.dtype]
+        made = room(local(p), self.dtype(name, param))
+        array = seen(made, name)
+        view = real_view(array)
+        view[...] = first_number(self.rule, h, name, view.dtype)
+        if name in self.names(param):
+            return {name: like(p, made)}
+        return {each: tensor_of(p, values) for each, values in self.rule.show_state({name: array}).items()}
+
+    def first_plane(self, p: Any) -> dict[str, Any]:
+        """The second plane of a new parameter, by its name; an empty dict if it has none."""
+        if (plane := self.plane(DTYPES[p.dtype])) is None:
+            return {}
+        part = local(p).detach()
+        # The lower halves are zeros: a bfloat16 is its own master at first.
+        made = part.float() if plane[1] == FLOAT32 else torch.zeros_like(part, dtype=torch.int16)
+        return {plane[0]: like(p, made)}
+
+    # State that exists already, or comes from a file ------------------------------------------------------------------
+
+    def kept(
+        self, p: Any, own: Mapping[Any, Any], of: Callable[[str], str], loading: bool = False, cast: bool = False
+    ) -> dict[Any, Any]:
+        """The state of a parameter as this optimizer keeps it; tensors that are right already stay the same.
+
+        `of` is the name of the state in messages. TypeError for numbers that would be rounded, unless `cast`. A state
+        that is `loading` was saved with its master; otherwise the dtype of the parameter may have changed since, and
+        then the old master is dropped.
+        """
+        param, kept = DTYPES[p.dtype], dict(own)
+        names = self.names(param)
+        every = dict.fromkeys((*self.shown, *self.rule.states))
+        tensors = {name: own[name] for name in every if isinstance(own.get(name), torch.Tensor)}
+        for name, tensor in tensors.items():
+            if tensor.dtype == torch.int16:  # which in a second plane is bits
+                raise TypeError(f"{of(name)} is int16; supported: {CONVERT}")
+        found = {name: seen(tensor, of(name)) for name, tensor in tensors.items()}
+        arrays = {name: array for name, array in found.items() if name in names}
+        other = {name: array for name, array in found.items() if name not in names}
+        for name in other:
+            del kept[name]
+        if other:  # of Rprop, one array for what is two here, or two for one
+            if names == self.rule.states:
+                arrays = self.rule.read_state(other)
+            else:
+                usual = {name: self.dtype(name, param) for name in other}
+                other = {name: self._in_dtype(a, usual[name], p, of(name), loading, cast) for name, a in other.items()}
+                arrays = self.rule.show_state(other)
+        for name, array in arrays.items():
+            array = self._in_dtype(array, self.dtype(name, param), p, of(name), loading, cast)
+            if array is not found.get(name):
+                kept[name] = tensor_of(p, array)
+        self._keep_master(p, kept, of, loading, cast)
+        return kept
+
+    def _in_dtype(self, array: Array, dtype: np.dtype[Any], p: Any, label: str, loading: bool, cast: bool) -> Array:
+        """An array of a state in another dtype, each number rounded once."""
+        if array.dtype == dtype:
+            return array
+        made = np.empty((*local(p).shape, 2) if p.is_complex() and dtype.kind != "c" else local(p).shape, dtype)
+        target, given = real_view(made), real_view(array)
+        if target.shape != given.shape:
+            raise ValueError(f"{label} has shape {array.shape}; expected {made.shape}, that of its parameter")
+        halves = [each in SIXTEEN for each in (given.dtype, target.dtype)]
+        exact = not halves[1] and (halves[0] or np.can_cast(given.dtype, target.dtype))
+        if not exact and not cast:
+            mend = (
+                "pass cast=True to have it rounded"
+                if loading
+                else "if the parameter has become of another dtype, opt.load_state_dict(opt.state_dict(), cast=True) "
+                "has it rounded"
+            )
+            raise TypeError(
+                f"{label} is {name_of(array.dtype)}; expected {name_of(dtype)}, in which it is kept here: {mend}"
+            )
+        numbers = widened(given, FLOAT64)
+        target[...] = rounded(numbers, target.dtype)
+        if (np.isfinite(numbers) & ~np.isfinite(widened(target, FLOAT64))).any():
+            raise ValueError(f"{label} has numbers beyond {name_of(dtype)}; expected one that can hold them")
+        return made
+
+    def _keep_master(self, p: Any, kept: dict[Any, Any], of: Callable[[str], str], loading: bool, cast: bool) -> None:
+        """Convert the master in a state to the one that this optimizer keeps of the parameter, or drop it."""
+        param = DTYPES[p.dtype]
+        plane = self.plane(param)
+        for name in MASTERS.values():
+            if not isinstance(held := kept.get(name), torch.Tensor):
+                continue
+            if held.shape != p.shape:
+                raise ValueError(
+                    f"{of(name)} has shape {tuple(held.shape)}; expected {tuple(p.shape)}, that of its parameter"
+                )
+            usual = torch.int16 if name == "master_lo" else torch.float32
+            if held.dtype != usual and not (loading and cast):
+                mend = (
+                    "pass cast=True to leave it out, and the weights count" if loading else "remove it from the state"
+                )
+                raise TypeError(
+                    f"{of(name)} is {str(held.dtype).removeprefix('torch.')}; expected "
+                    f"{str(usual).removeprefix('torch.')}: load_state_dict of torch.optim casts what it loads; {mend}"
+                )
+            if held.dtype != usual:
+                del kept[name]
+                continue
+            if plane is not None and name == plane[0]:
+                continue
+            del kept[name]
+            if not loading:
+                continue
+            if plane is None and not cast:
+                raise TypeError(
+                    f"{of(name)} belongs to a parameter of 16 bits, and this one is {name_of(param)} and keeps none; "
+                    "expected a state without it: pass cast=True to leave it out"
+                )
+            if plane is not None and name == "master":
+                low = plane_like(seen(p, "param"), plane[1], seen(held, of(name)), even=True)
+                kept[plane[0]] = tensor_of(p, low, torch.int16)
+            elif plane is not None:
+                if not cast:
+                    raise TypeError(
+                        f"{of(name)} are the low halves of what the weights are the high halves of; expected 'master', "
+                        "in float32: load the weights first, and pass cast=True to have it made of both"
+                    )
+                if param == BFLOAT16:
+                    kept[plane[0]] = tensor_of(p, Split(seen(p, "param"), seen(held, of(name))).load())
+
+    def hold(self, params: list[Any], state_dict: Any, cast: bool) -> Any:
+        """A state_dict for `torch.optim.Optimizer.load_state_dict` to load as this optimizer keeps it."""
+        try:
+            keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+            state = dict(state_dict["state"])
+        except (KeyError, TypeError):
+            return state_dict  # torch says what is wrong
+        if len(keys) != len(params):
+            return state_dict
+        ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values()}
+        for key, p in zip(keys, params, strict=True):
+            own = state.get(key)
+            if not isinstance(own, Mapping):
+                continue
+            label = partial("{1!r} in state {0} of state_dict".format, short(key))
+            own = state[key] = {n: tensor_from(a, label(n)) if isinstance(a, np.ndarray) else a for n, a in own.items()}
+            if unfit(p) or unfit_values(own.values()):
+                continue
+            here = {name: t.to(p.device) if isinstance(t, torch.Tensor) else t for name, t in own.items()}
+            kept = self.kept(p, here, label, True, cast)
+            state[key] = {n: Held(t) if n in ours and isinstance(t, torch.Tensor) else t for n, t in kept.items()}
+        return {**state_dict, "state": state}
+
+    def mastered(self, p: Any, own: Mapping[Any, Any]) -> Mastered | None:
+        """A parameter of 16 bits with the float32 master in its state; None if it has none that fits."""
+        master = own.get("master")
+        if DTYPES.get(p.dtype) not in SIXTEEN or unfit(p) or not isinstance(master, torch.Tensor):
+            return None
+        pair = Mastered(seen(p, "param"), seen(master, "master"))
+        return pair if pair.half.shape == pair.master.shape else None  # of another shape: the next step says so
+
+    def read(self, p: Any, own: Mapping[Any, Any]) -> None:
+        """Set the float32 master in the state of a parameter to the weights that were written since the last step."""
+        if (pair := self.mastered(p, own)) is not None:
+            pair.master[...] = pair.load()
+
+    def write(self, p: Any, own: Mapping[Any, Any]) -> None:
+        """Set a parameter of 16 bits to the float32 master in its state, rounded."""
+        if (pair := self.mastered(p, own)) is not None:
+            target, where, value = pair.stores(pair.master)[0]
+            target[where] = value
+            increment_version([p])
+
+
+def release(own: dict[Any, Any]) -> None:
+    """Store the wrapped tensors in the state."""
+    for name, value in own.items():
+        if isinstance(value, Held):
+            own[name] = value.tensor
+
+
+def tensor_from(array: Array, label: str) -> Any:
+    """A tensor with a copy of an array in a state_dict of an optimizer that steps NumPy arrays."""
+    own = np.array(as_array(array, label, bits=True))
+    return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16) if own.dtype == BFLOAT16 else torch.from_numpy(own)
+
+
+def tensor_of(p: Any, array: Array, dtype: torch.dtype | None = None) -> Any:
+    """A tensor in the state of a parameter, laid out as that is, with the numbers of an array."""
+    part = local(p)
+    made = room(part, array.dtype) if dtype is None else torch.empty_like(part, dtype=dtype, requires_grad=False)
+    seen(made, "")[...] = array
+    return like(p, made)

@@ -1,0 +1,146 @@
+"""Which tensors proptim steps, and which torch's own code steps; the local part of a DTensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from proptim._arrays import BFLOAT16, Array, as_array
+from proptim._formats import FLOAT16, FLOAT32, FLOAT64, arithmetic
+
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: FLOAT32,
+    torch.float64: FLOAT64,
+    torch.complex64: np.dtype(np.complex64),
+    torch.complex128: np.dtype(np.complex128),
+    torch.float16: FLOAT16,
+    torch.bfloat16: BFLOAT16,
+}
+"""Those that are stepped, and as what NumPy sees them."""
+TENSORS = {seen: dtype for dtype, seen in DTYPES.items()}
+"""The other way."""
+ARITHMETIC = {dtype: arithmetic(seen).name for dtype, seen in DTYPES.items()}
+"""dtype of a tensor -> the dtype in which the rule computes."""
+increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+"""The latter takes a list to it."""
+NUMBERS = {torch.float32, torch.float64, torch.int32, torch.int64}
+"""dtypes of the numbers in a state that are read and written in place."""
+
+
+def is_spread(tensor: Any) -> bool:
+    """Whether it is a DTensor, whose elements lie in the memory of several processes."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there are no DTensors
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Any:
+    """The local part of a DTensor; any other tensor unchanged."""
+    if not is_spread(tensor):
+        return tensor
+    with torch.no_grad():
+        part = tensor.to_local()
+    part = part.wait() if hasattr(part, "wait") else part  # for what another process still sends
+    return part.detach() if type(part) is torch.nn.Parameter else part
+
+
+def local_gradient(p: Any, grad: Any) -> Any:
+    """The gradient of the local part of a parameter."""
+    if not is_spread(p) or not is_spread(grad):
+        return grad
+    if grad.device_mesh != p.device_mesh or grad.placements != p.placements:
+        with torch.no_grad():
+            grad = grad.redistribute(p.device_mesh, p.placements)
+    return local(grad)
+
+
+def like(p: Any, part: Any) -> Any:
+    """A tensor of the kind of the parameter, with this local part."""
+    if not is_spread(p):
+        return part
+    with torch.no_grad():
+        pairs = part.dim() > p.dim()  # of real numbers, in the place of complex ones
+        shape = (*p.shape, 2) if pairs else p.shape
+        stride = (*(2 * n for n in p.stride()), 1) if pairs else p.stride()
+        return type(p).from_local(part, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
+
+
+def shards(p: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """The mesh of a DTensor, and its dimensions over which elements are divided; None for any other tensor."""
+    if not is_spread(p):
+        return None
+    return p.device_mesh, tuple(i for i, placement in enumerate(p.placements) if not placement.is_replicate())
+
+
+def is_fake(tensor: Any) -> bool:
+    """Whether it is a FakeTensor, which has no numbers."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+def unfit(p: Any) -> str:
+    """Why proptim cannot step a parameter, found without making an array of it; empty if it can."""
+    if is_fake(local(p)):
+        return "is a FakeTensor, which has no numbers to step; expected a tensor made outside of FakeTensorMode"
+    if p.device.type != "cpu":
+        return f"is on {p.device}; expected a CPU tensor: move the model with .cpu()"
+    if p.layout != torch.strided:
+        return f"has layout {p.layout}; expected a strided tensor: use .to_dense()"
+    if p.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return f"is {p.dtype}; supported: {names}: convert the model with .float()"
+    if type(p) is not torch.nn.Parameter and hasattr(p, "__tensor_flatten__") and not is_spread(p):
+        return f"is a {type(p).__name__}; expected a tensor with memory of its own"
+    return ""
+
+
+def unfit_values(values: Iterable[Any]) -> str:
+    """Why proptim cannot read these tensors, a gradient or state, of a parameter that it could step."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            return f"has layout {value.layout}; expected a strided tensor: use .to_dense()"
+    return ""
+
+
+def places(groups: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    """The names of the parameters of these groups in messages, and the parameters."""
+    params = [p for group in groups for p in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", [""] * len(group["params"]))]
+    labels = [f"[{i}]" + (f' ("{name}")' if name else "") for i, name in enumerate(names)]
+    return list(zip(labels, params, strict=True))
+
+
+def seen(tensor: Any, label: str) -> Array:
+    """The part of a tensor that lies here as an array; int16 are the bits of the low halves of a master."""
+    part = local(tensor)
+    return part.detach().numpy().view(BFLOAT16) if part.dtype == torch.int16 else as_array(part, label)
+
+
+def room(part: Any, dtype: np.dtype[Any]) -> Any:
+    """A new tensor of this dtype, laid out like another; with pairs where that is complex and this dtype is not."""
+    pairs = part.is_complex() and dtype.kind != "c"
+    with torch.no_grad():
+        return torch.empty_like(torch.view_as_real(part) if pairs else part, dtype=TENSORS[dtype])
+
+
+def plain(grad: Any, label: str) -> Any:
+    """A gradient of any kind as an array: a copy if it is lazily conjugated or negated."""
+    return as_array(grad.detach().resolve_conj().resolve_neg(), label)
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether a hyperparameter is immutable."""
+    if isinstance(value, tuple):
+        return all(map(is_fixed, value))
+    return value is None or isinstance(value, (int, float, str))
+
+
+def scalar(value: Any, as_torch: bool) -> Any:
+    """A number of the state as a 0-d tensor, which is float32 by default in torch.optim."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type == "cpu" and value.dtype in NUMBERS:
+        return value  # of any shape: A3C shares counts of shape (1,) between processes, and torch adds to them
+    single = as_torch and torch.get_default_dtype() != torch.float64
+    return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64, device="cpu")
