@@ -1,1 +1,1 @@
-"""The benchmark, `proptim bench`: every rule beside its peers and the memory's own speed, on this machine."""
+"""The benchmark, `proptim bench`: compares every rule with other libraries and with memory bandwidth."""

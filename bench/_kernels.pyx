@@ -1,30 +1,43 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The harness's own kernels over arrays; see kernels.h."""
+"""The benchmark's own kernels over arrays; kernels/texts.h has what they compute."""
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
 
-from proptim cimport proptim_api
+from proptim cimport PROPTIM_MAX_ARRAYS, PROPTIM_MAX_COEFS, proptim_api, proptim_kernel
 
-cdef extern from "kernels.h" nogil:
+cdef extern from "kernels/table.h" nogil:
     enum:
-        BENCH_MIN_ARRAYS
-        BENCH_MAX_ARRAYS
-    ctypedef void bench_kernel(void *const *arrays, size_t n)
-    struct bench_kernels:
-        const char *isa
-        bench_kernel *stream[BENCH_MAX_ARRAYS + 1]
-        bench_kernel *rprop
+        BENCH_KERNELS
+    struct bench_isa:
+        const char *name
+        proptim_kernel *kernels[BENCH_KERNELS][2]  # float32, float64
 
 cdef extern from *:
     """
-    #define DECLARED(isa) extern const struct bench_kernels BENCH_KERNELS(isa, f32), BENCH_KERNELS(isa, f64);
-    BENCH_ISAS(DECLARED)
-    #define LISTED(isa)   &BENCH_KERNELS(isa, f32), &BENCH_KERNELS(isa, f64),
-    static const struct bench_kernels *const bench_tables[] = { BENCH_ISAS(LISTED) NULL };
-    """
-    const bench_kernels *const *bench_tables  # float32 and float64 of each instruction set in turn
+    static const struct bench_isa *const bench_isas[] = {
+    #if defined(__x86_64__) || defined(_M_X64)
+        &bench_isa_avx512, &bench_isa_avx2,
+    #elif defined(__aarch64__) || defined(_M_ARM64)
+        &bench_isa_neon,
+    #endif
+        &bench_isa_scalar, NULL
+    };
 
+    struct bench_text { const char *name, *marks, *coefs; };
+    #define BENCH_NAMES(...) #__VA_ARGS__
+    static const struct bench_text bench_list[] = {
+    #define PROPTIM_RULE(name, arrays, marks, coefs) { #name, marks, BENCH_NAMES coefs },
+    #include "kernels/list.def"
+    #undef PROPTIM_RULE
+    };
+    """
+    const bench_isa *const *bench_isas
+    struct bench_text:
+        const char *name
+        const char *marks
+        const char *coefs
+    const bench_text *bench_list
 
 cdef extern from "proptim_python.h" nogil:
     const proptim_api *proptim_import() except NULL with gil
@@ -40,7 +53,8 @@ cdef enum:
 
 
 cdef struct Segments:
-    bench_kernel *kernel
+    proptim_kernel *kernel
+    double coefs[PROPTIM_MAX_COEFS]
     Py_buffer *views        # `arrays` of them for each segment
     Py_ssize_t count, arrays
     size_t units
@@ -53,10 +67,12 @@ cdef size_t size_of(const Py_buffer *view) noexcept nogil:
 cdef void run_part(void *data, int part, int parts) noexcept nogil:
     """Units begin to end, counted through all segments."""
     cdef Segments *s = <Segments *>data
-    cdef void *arrays[BENCH_MAX_ARRAYS]
+    cdef void *arrays[PROPTIM_MAX_ARRAYS]
     cdef size_t begin = part_begin(s.units, part, parts), end = part_begin(s.units, part + 1, parts)
     cdef size_t at = 0, size, units, first, last
     cdef Py_ssize_t i, j
+    for j in range(s.arrays, PROPTIM_MAX_ARRAYS):
+        arrays[j] = NULL
     for i in range(s.count):
         size = size_of(&s.views[i * s.arrays])
         units = (size + UNIT - 1) // UNIT
@@ -65,33 +81,39 @@ cdef void run_part(void *data, int part, int parts) noexcept nogil:
         if first < last:
             for j in range(s.arrays):
                 arrays[j] = <char *>s.views[i * s.arrays + j].buf + first * UNIT * s.views[i * s.arrays + j].itemsize
-            s.kernel(arrays, min(last * UNIT, size) - first * UNIT)
+            s.kernel(arrays, s.coefs, min(last * UNIT, size) - first * UNIT)
         at += units
 
 
 cdef class Kernel:
-    """A kernel bound to arrays: "stream" over any two to five, or "rprop" over four, for each segment."""
+    """A kernel bound to arrays: "stream" over any two to five for each segment, or "rprop" over four."""
 
     cdef Segments segments
     cdef Py_ssize_t held
 
-    def __cinit__(self, str name, str isa, list segments):
-        cdef Py_ssize_t i, j, table = 0
+    def __cinit__(self, str name, str isa, coefs, list segments):
+        cdef Py_ssize_t i, table = 0, number = 0
+        cdef bytes marks, names
         wanted = isa.encode()
-        while bench_tables[table] is not NULL and bench_tables[table].isa != wanted:
-            table += 2
-        if bench_tables[table] is NULL:
+        while bench_isas[table] is not NULL and bench_isas[table].name != wanted:
+            table += 1
+        if bench_isas[table] is NULL:
             raise ValueError(f"no kernels for the instruction set {isa!r}")
+        wanted = name.encode()
+        while number < BENCH_KERNELS and bench_list[number].name != wanted:
+            number += 1
+        if number == BENCH_KERNELS:
+            raise ValueError(f"no kernel {name!r}")
         if not segments or any(len(segment) != len(segments[0]) for segment in segments):
             raise ValueError("expected segments of as many arrays each, and at least one")
-        table += segments[0][0].itemsize == 8
         self.segments.count, self.segments.arrays = len(segments), len(segments[0])
-        if name == "stream" and BENCH_MIN_ARRAYS <= self.segments.arrays <= BENCH_MAX_ARRAYS:
-            self.segments.kernel = bench_tables[table].stream[self.segments.arrays]
-        elif name == "rprop" and self.segments.arrays == 4:
-            self.segments.kernel = bench_tables[table].rprop
-        else:
-            raise ValueError(f"no kernel {name!r} over {self.segments.arrays} arrays")
+        marks, names = bench_list[number].marks, bench_list[number].coefs
+        least = len(marks) - marks.count(b"o")  # arrays that are not optional come first
+        if not least <= self.segments.arrays <= len(marks) or len(coefs) != names.count(b",") + 1:
+            raise ValueError(f"no kernel {name!r} over {self.segments.arrays} arrays with {len(coefs)} coefficients")
+        self.segments.kernel = bench_isas[table].kernels[number][segments[0][0].itemsize == 8]
+        for i, coef in enumerate(coefs):
+            self.segments.coefs[i] = coef
         self.segments.views = <Py_buffer *>calloc(self.segments.count * self.segments.arrays, sizeof(Py_buffer))
         if not self.segments.views:
             raise MemoryError
@@ -110,7 +132,7 @@ cdef class Kernel:
         free(self.segments.views)
 
     def run(self, int threads=1):
-        """One pass over all segments, dealt to threads as a step is."""
+        """One pass over all segments, distributed to threads as in a step."""
         with nogil:
             if threads > 1 and api.pool is not NULL:
                 api.pool(run_part, &self.segments, parts_of(self.segments.units * UNIT, self.segments.count, threads),

@@ -1,4 +1,4 @@
-"""Who is measured: the registry of contestants, what each can do, and how each makes one step.
+"""What is measured: the registry of contestants, what each can do, and how each makes one step.
 
 A contestant takes parameters and gradients and returns a `Step`.  Packages are imported only where they are used, in
 the contestant's own process.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 import os
 import sys
@@ -22,18 +23,28 @@ import numpy as np
 
 import proptim
 from proptim import _backend
+from proptim._arrays import SIXTEEN
 
 from .workloads import Array, Workload
 
 US = "proptim"
 """The contestant with whom all are compared."""
+DOOR = "proptim-torch"
+"""proptim and torch.optim."""
+NOT_INSTALLED = " is not installed"
+WARM_UP = 40
+"""Steps of proptim that are enough for threads="auto" to settle."""
 
-EVERY_RULE = frozenset(proptim.OPTIMIZERS)
 FLOATS = frozenset({"float32", "float64"})
+WITH_BFLOAT16 = FLOATS | {"bfloat16"}
+
+
+class Declined(Exception):
+    """The error that a contestant raises, in its own process, if it has no such step."""
 
 
 def is_peer(name: str) -> bool:
-    """Whether a contestant is another package, or NumPy by hand: no variant of ours, and no roof."""
+    """Whether a contestant is another package, or NumPy by hand: neither proptim nor the roof."""
     return not name.startswith((US, "roof-", "rprop-two-arrays"))
 
 
@@ -54,29 +65,32 @@ class Contestant:
     what: str
     build: Callable[[Workload, list[Array], list[list[Array]]], Step]
     package: str = ""  # what has to be installed
-    rules: frozenset[str] = EVERY_RULE
+    rules: frozenset[str] | None = None  # None: every rule, or those that `build` does not decline
     dtypes: frozenset[str] = FLOATS
+    formats: bool = False  # whether what is kept of a parameter may be of other dtypes than it
     clips: bool = True
-    options: bool = False  # whether options beyond HYPER are understood
+    options: bool = False  # whether options beyond the hyperparameters of workloads.hyper are understood
     warm_up: int = 3  # steps before anything is measured
     temporaries: int = 3  # arrays as large as the parameters, beside parameters, gradients and state
     environment: Mapping[str, str] = field(default_factory=dict)
     unavailable: Callable[[bool], str] = lambda full: ""  # a further reason not to take part
     process: str = ""  # shared with the others that name it; a process of its own if empty
-    same: frozenset[str] | None = None  # rules in which the equations are the same as ours; None: all
+    differs: Mapping[str, str] = field(default_factory=dict)  # rules whose equations are not the same as ours, and why
 
     def absent(self, full: bool = True) -> str:
         """Why it cannot take part; nothing if it can."""
         if self.package and importlib.util.find_spec(self.package) is None:
-            return f"{self.package} is not installed"
+            return f"{self.package}{NOT_INSTALLED}"
         return self.unavailable(full)
 
     def declines(self, workload: Workload) -> str:
         """Why it cannot do this work; nothing if it can."""
-        if workload.rule not in self.rules:
+        if self.rules is not None and workload.rule not in self.rules:
             return f"has no {workload.rule}"
         if workload.dtype not in self.dtypes:
             return f"has no {workload.dtype}"
+        if not (workload.whole or self.formats):
+            return f"keeps all that it has in {workload.dtype}"
         if workload.options and not self.options:
             return f"has no {', '.join(key for key, _ in workload.options)}"
         if workload.clip_norm is not None and not self.clips:
@@ -102,28 +116,42 @@ def _no_core(full: bool) -> str:
 
 
 def _ours() -> Iterable[Contestant]:
-    best = proptim.isa() or "none"
-    others = proptim.available_isas()[1:]
-    common: dict[str, Any] = {
+    reasons = _backend.available_backends()
+    best = next(name for name in _backend.BACKENDS if not reasons[name])
+    compiled: dict[str, Any] = {
         "options": True,
-        "warm_up": 40,  # long enough for threads="auto" to have made up its mind
+        "dtypes": FLOATS.union(SIXTEEN),
+        "formats": True,
+        "warm_up": WARM_UP,
         "temporaries": 0,
         "unavailable": _no_core,
     }
-    yield Contestant("proptim", f'C kernels ({best}), threads="auto"', _proptim, **common)
-    yield Contestant("proptim-1", f"C kernels ({best}), threads=1", partial(_proptim, threads=1), **common)
-    # Its worker may have fewer cores than are here.
+    text: dict[str, Any] = {
+        "options": True,
+        "dtypes": FLOATS.union(SIXTEEN),
+        "formats": True,
+        "temporaries": 6,
+    }  # the text of the rules, over whole arrays or compiled
+    if best == "c":
+        kernels = f"C kernels ({proptim.isa()})"
+        yield Contestant(US, f'{kernels}, threads="auto"', _proptim, **compiled)
+    else:
+        kernels = "C kernels"
+        yield Contestant(US, f"backend {best}, the best that runs here", partial(_proptim, backend=best), **text)
+    yield Contestant("proptim-1", f"{kernels}, threads=1", partial(_proptim, threads=1), **compiled)
+    # Its worker may have fewer cores than this process.
     count = proptim.get_num_threads()
-    yield Contestant("proptim-all", f"C kernels ({best}), threads={count}", partial(_proptim, threads=0), **common)
-    for isa in others:
+    yield Contestant("proptim-all", f"{kernels}, threads={count}", partial(_proptim, threads=0), **compiled)
+    for isa in proptim.available_isas()[1:]:
         yield Contestant(
-            f"proptim-{isa}", f'C kernels ({isa}), threads="auto"', _proptim, environment={"PROPTIM_ISA": isa}, **common
+            f"proptim-{isa}",
+            f'C kernels ({isa}), threads="auto"',
+            _proptim,
+            environment={"PROPTIM_ISA": isa},
+            **compiled,
         )
-    common = {**common, "warm_up": 3, "unavailable": lambda full: ""}
-    yield Contestant("proptim-numba", "backend numba", partial(_proptim, backend="numba"), package="numba", **common)
-    yield Contestant(
-        "proptim-numpy", "backend numpy", partial(_proptim, backend="numpy"), **{**common, "temporaries": 6}
-    )
+    yield Contestant("proptim-numba", "backend numba", partial(_proptim, backend="numba"), package="numba", **text)
+    yield Contestant("proptim-numpy", "backend numpy", partial(_proptim, backend="numpy"), **text)
 
 
 # The roof ---------------------------------------------------------------------------------------------------------
@@ -139,36 +167,78 @@ def _no_kernels(full: bool) -> str:
     return ""
 
 
+LINE, PAGE = 64, 4096
+# An odd number of cache lines: a processor takes a load for one of what was stored a moment ago where the addresses
+# agree modulo a page. So far apart, five arrays are spread over the page.
+STAGGER = 13 * LINE
+
+
+def placed(lists: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """Copies in the best placement: each list of arrays in one run of memory, every array from a cache line on.
+
+    Arrays at the same index of their lists, which one kernel processes together, begin `STAGGER` bytes apart modulo a
+    page.
+    """
+    sizes = [-(-array.nbytes // LINE) * LINE for array in lists[0]]
+    run = -(-sum(sizes) // PAGE) * PAGE + PAGE  # of one list, and room for what it is shifted by
+    memory = np.empty(len(lists) * run + PAGE, np.uint8)
+    begin = -memory.ctypes.data % PAGE
+    copies: list[list[Array]] = []
+    for j, arrays in enumerate(lists):
+        at = begin + j * run + j * STAGGER % PAGE
+        copies.append([])
+        for array, size in zip(arrays, sizes, strict=True):
+            copies[-1].append(memory[at : at + array.nbytes].view(array.dtype).reshape(array.shape))
+            copies[-1][-1][...] = array
+            at += size
+    return copies
+
+
+MOST_STREAMED = 4
+"""Arrays that `stream` in kernels/list.def writes."""
+
+
 def _roof(workload: Workload, params: list[Array], sets: list[list[Array]], threads: int = 1) -> Step:
-    states = [[np.ones_like(p) for p in params] for _ in range(workload.arrays - 2)]
-    kernel = _kernels().Kernel("stream", proptim.isa(), list(zip(params, sets[0], *states, strict=True)))
+    if workload.dtype in SIXTEEN:
+        # As many bytes read and written, in words of float32 of which every array has one for two weights.
+        halves = [np.ones((param.size + 1) // 2, np.float32) for param in params]
+        params, sets = halves, [halves]
+        kept = workload.kept_bytes // workload.gradient_bytes
+    else:
+        kept = workload.arrays - 1
+    if kept > MOST_STREAMED:
+        raise Declined(f"streams at most {MOST_STREAMED} arrays of the gradient's size, and here are {kept}")
+    states = [[np.broadcast_to(p.dtype.type(1), p.shape) for p in params] for _ in range(kept - 1)]
+    segments = list(zip(*placed([params, sets[0], *states]), strict=True))
+    kernel = _kernels().Kernel("stream", proptim.isa(), (0.5,), segments)
     return Step(partial(kernel.run, threads))
 
 
 def _two_arrays(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
     before = [np.zeros_like(p) for p in params]
     sizes = [np.full_like(p, workload.hyper["lr"]) for p in params]
-    return Step(_kernels().Kernel("rprop", proptim.isa(), list(zip(params, sets[0], before, sizes, strict=True))).run)
+    segments = list(zip(params, sets[0], before, sizes, strict=True))
+    coefs = (*workload.hyper["etas"], *workload.hyper["step_sizes"])
+    return Step(_kernels().Kernel("rprop", proptim.isa(), coefs, segments).run)
 
 
 def _roofs() -> Iterable[Contestant]:
-    common: dict[str, Any] = {"options": True, "temporaries": 0, "unavailable": _no_kernels}
-    yield Contestant(
-        "roof-1", "reads and writes the same arrays, and hardly computes", _roof, **common, same=frozenset()
-    )
+    # Two temporaries: it works on copies of parameters and gradients.
+    common: dict[str, Any] = {"options": True, "temporaries": 2, "unavailable": _no_kernels}
+    common |= {"dtypes": FLOATS.union(SIXTEEN), "formats": True}
+    yield Contestant("roof-1", "reads and writes as many arrays, best placed, and hardly computes", _roof, **common)
     threads = proptim.get_num_threads()
     yield Contestant(
         "roof-threads",
         f"the same on {threads} threads, which proptim's pool deals to as it does a step",
         partial(_roof, threads=threads),
         **common,
-        same=frozenset(),
     )
     yield Contestant(
         "rprop-two-arrays",
         "Rprop as others store it: last gradient and step size apart",
         _two_arrays,
-        **{**common, "options": False},
+        **{**common, "options": False, "temporaries": 0, "dtypes": FLOATS, "formats": False},
         rules=frozenset({"rprop"}),
         clips=False,
     )
@@ -306,18 +376,6 @@ def _numpy(workload: Workload, params: list[Array], sets: list[list[Array]]) -> 
 
 # torch ------------------------------------------------------------------------------------------------------------
 
-TORCH = {
-    "sgd": "SGD",
-    "rprop": "Rprop",
-    "rmsprop": "RMSprop",
-    "adagrad": "Adagrad",
-    "adadelta": "Adadelta",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "nadam": "NAdam",
-}
-TORCH_FUSED = frozenset({"sgd", "adagrad", "adam", "adamw"})  # those whose class takes fused=True on the CPU
-
 
 def _on_tensors(
     workload: Workload,
@@ -328,76 +386,105 @@ def _on_tensors(
 ) -> Step:
     """The step of an optimizer with torch's interface."""
     torch: Any = importlib.import_module("torch")
-    tensors = [torch.from_numpy(p).requires_grad_() for p in params]
-    gradients = [[torch.from_numpy(g) for g in grads] for grads in sets]
+
+    def tensor_of(array: Array) -> Any:
+        if workload.dtype != "bfloat16":
+            return torch.from_numpy(array)
+        return torch.from_numpy(np.asarray(array).view(np.int16)).view(torch.bfloat16)
+
+    tensors = [tensor_of(p).requires_grad_() for p in params]
+    gradients = [[tensor_of(g) for g in grads] for grads in sets]
     for tensor, grad in zip(tensors, gradients[0], strict=True):
         tensor.grad = grad
     optimizer = make(tensors)
     run = torch.compile(optimizer.step) if compiled else optimizer.step
-    if workload.clip_norm is None and len(sets) == 1:
-        return Step(run)
     turns = itertools.cycle(gradients)
 
-    def step() -> None:
-        if len(gradients) > 1:
-            for tensor, grad in zip(tensors, next(turns), strict=True):
-                tensor.grad = grad
-        if workload.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(tensors, workload.clip_norm)
+    def clip_and_run() -> None:
+        torch.nn.utils.clip_grad_norm_(tensors, workload.clip_norm)
         run()
 
-    return Step(step)
+    def renew() -> None:  # what backward does
+        for tensor, grad in zip(tensors, next(turns), strict=True):
+            tensor.grad = grad
+
+    return Step(
+        run if workload.clip_norm is None else clip_and_run, between=renew if workload.gradients == "fresh" else None
+    )
+
+
+def _class(module: str, rule: str) -> Any:
+    """The class of the same name in another package."""
+    name = proptim.OPTIMIZERS[rule].__name__
+    found = getattr(importlib.import_module(module), name, None)
+    if found is None:
+        raise Declined(f"has no {rule}")
+    return found
 
 
 def _torch(workload: Workload, params: list[Array], sets: list[list[Array]], kind: str) -> Step:
-    def make(tensors: list[Any]) -> Any:
-        how = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "compiled": {}}
-        cls = getattr(importlib.import_module("torch.optim"), TORCH[workload.rule])
-        return cls(tensors, **workload.hyper, **how[kind])
+    cls = _class("torch.optim", workload.rule)
+    how = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "compiled": {}}[kind]
+    if missing := how.keys() - inspect.signature(cls).parameters.keys():
+        raise Declined(f"has no {workload.rule} with {missing.pop()}")
+    return _on_tensors(
+        workload, params, sets, lambda tensors: cls(tensors, **workload.hyper, **how), kind == "compiled"
+    )
 
-    return _on_tensors(workload, params, sets, make, kind == "compiled")
+
+def _door(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
+    cls = _class("proptim.torch", workload.rule)
+    return _on_tensors(workload, params, sets, lambda tensors: cls(tensors, **workload.hyper))
 
 
 def _torches() -> Iterable[Contestant]:
     # One process for what runs on the same threads of the same library: importing torch takes ten seconds.
-    common: dict[str, Any] = {"package": "torch", "options": True, "rules": frozenset(TORCH), "process": "torch"}
+    common: dict[str, Any] = {"package": "torch", "options": True, "process": "torch", "dtypes": WITH_BFLOAT16}
     yield Contestant("torch-loop", "torch.optim, foreach=False", partial(_torch, kind="loop"), **common)
     yield Contestant("torch-foreach", "torch.optim, foreach=True", partial(_torch, kind="foreach"), **common)
-    fused = {**common, "rules": TORCH_FUSED}
-    yield Contestant("torch-fused", "torch.optim, fused=True", partial(_torch, kind="fused"), **fused)
+    yield Contestant("torch-fused", "torch.optim, fused=True", partial(_torch, kind="fused"), **common)
     compiled = partial(_torch, kind="compiled")
     # Its compiler would leave idle processes behind.
     alone = {**common, "process": "", "environment": {"TORCHINDUCTOR_COMPILE_THREADS": "1"}}
     alone["unavailable"] = lambda full: "" if full else "it compiles for most of a minute for each shape; --full does"
     yield Contestant("torch-compiled", "torch.compile(optimizer.step)", compiled, **alone)
+    yield Contestant(
+        DOOR, "proptim.torch's optimizer", _door, package="torch", options=True, warm_up=WARM_UP, unavailable=_no_core
+    )
 
 
 # optax ------------------------------------------------------------------------------------------------------------
 
 
+OPTAX_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "betas": ("b1", "b2"),
+    "alpha": ("decay",),
+    "etas": ("eta_minus", "eta_plus"),
+    "step_sizes": ("min_step_size", "max_step_size"),
+}
+"""torch's name of a hyperparameter -> optax's, where they differ."""
+OPTAX_OFF = {"weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps_in_sqrt": False}
+"""What some of optax's optimizers do by default, and torch's do not."""
+# Rprop of optax 0.2.8 applies every update a step late (optax#1725).
+OPTAX_DIFFERS = {"rprop": "every update is applied a step late", "nadam": "has no momentum_decay"}
+
+
 def _optax_transform(workload: Workload) -> Any:
     optax = importlib.import_module("optax")
-    h = workload.hyper
-    b1, b2 = h.get("betas", (0.0, 0.0))
-    made: dict[str, Callable[[], Any]] = {
-        "sgd": lambda: optax.sgd(h["lr"]),
-        "rprop": lambda: optax.rprop(h["lr"], *h["etas"], *h["step_sizes"]),
-        "rmsprop": lambda: optax.rmsprop(
-            h["lr"],
-            h["alpha"],
-            h["eps"],
-            eps_in_sqrt=False,
-            centered=h.get("centered", False),
-            momentum=h.get("momentum"),
-        ),
-        "adagrad": lambda: optax.adagrad(h["lr"], 0.0, h["eps"]),
-        "adadelta": lambda: optax.adadelta(h["lr"], h["rho"], h["eps"]),
-        "adam": lambda: optax.adam(h["lr"], b1, b2, h["eps"]),
-        "adamw": lambda: optax.adamw(h["lr"], b1, b2, h["eps"], weight_decay=h["weight_decay"]),
-        "nadam": lambda: optax.nadam(h["lr"], b1, b2, h["eps"]),
-        "lion": lambda: optax.lion(h["lr"], b1, b2, weight_decay=0.0),
-    }
-    transform = made[workload.rule]()
+    make = getattr(optax, workload.rule, None)
+    if make is None:
+        raise Declined(f"has no {workload.rule}")
+    known = inspect.signature(make).parameters
+    arguments = {name: value for name, value in OPTAX_OFF.items() if name in known}
+    for name, value in workload.hyper.items():
+        theirs = OPTAX_NAMES.get(name, (name,))
+        if not known.keys() >= set(theirs):
+            if workload.rule in OPTAX_DIFFERS:
+                continue
+            raise Declined(f"has no {name} in its {workload.rule}")
+        arguments.update(zip(theirs, value if isinstance(value, tuple) else (value,), strict=True))
+    transform = make(**arguments)
     if workload.clip_norm is not None:
         transform = optax.chain(optax.clip_by_global_norm(workload.clip_norm), transform)
     return transform
@@ -408,8 +495,12 @@ def _optax(workload: Workload, params: list[Array], sets: list[list[Array]]) -> 
     optax: Any = importlib.import_module("optax")
     jax.config.update("jax_enable_x64", workload.dtype == "float64")
     transform = _optax_transform(workload)
-    now = [jax.numpy.array(p) for p in params]
-    gradients = itertools.cycle([[jax.numpy.array(g) for g in grads] for grads in sets])
+
+    def array_of(array: Array) -> Any:
+        return jax.numpy.array(array if workload.dtype != "bfloat16" else np.asarray(array).view(jax.numpy.bfloat16))
+
+    now = [array_of(p) for p in params]
+    gradients = itertools.cycle([[array_of(g) for g in grads] for grads in sets])
     state = transform.init(now)
 
     def update(params: Any, state: Any, grads: Any) -> Any:
@@ -479,28 +570,31 @@ def _thinc(workload: Workload, params: list[Array], sets: list[list[Array]]) -> 
 
 def _bitsandbytes(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
     def make(tensors: list[Any]) -> Any:
-        cls = getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[workload.rule])
-        return cls(tensors, **workload.hyper, optim_bits=32)
+        return _class("bitsandbytes.optim", workload.rule)(tensors, **workload.hyper, optim_bits=32)
 
     return _on_tensors(workload, params, sets, make)
-
-
-BITSANDBYTES = {"rmsprop": "RMSprop", "adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW", "lion": "Lion"}
 
 
 def _registry() -> Iterable[Contestant]:
     yield from _ours()
     yield from _roofs()
-    yield Contestant("numpy", "written by hand in NumPy, as tutorials do", _numpy, options=True, temporaries=4)
+    yield Contestant(
+        "numpy",
+        "written by hand in NumPy, as tutorials do",
+        _numpy,
+        rules=frozenset(NUMPY),
+        options=True,
+        temporaries=4,
+    )
     yield from _torches()
     yield Contestant(
         "optax",
         "optax under jax.jit, buffers donated",
         _optax,
         package="optax",
+        dtypes=WITH_BFLOAT16,
         options=True,
-        # Rprop is a step late (optax#1725), NAdam has no momentum decay
-        same=EVERY_RULE - {"rprop", "nadam"},
+        differs=OPTAX_DIFFERS,
     )
     yield Contestant(
         "deepspeed",
@@ -526,7 +620,7 @@ def _registry() -> Iterable[Contestant]:
         "bitsandbytes, 32-bit state",
         _bitsandbytes,
         package="bitsandbytes",
-        rules=frozenset(BITSANDBYTES),
+        rules=frozenset({"rmsprop", "adagrad", "adam", "adamw", "lion"}),
         dtypes=frozenset({"float32"}),
         unavailable=lambda full: "" if full else "importing it takes longer than measuring it; --full does",
     )

@@ -1,10 +1,10 @@
-"""Instructions of fixed steps, counted by valgrind: a regression gate that no noise can touch.
+"""Instructions of fixed steps, counted by valgrind: a check for regressions without noise.
 
 `python -m proptim.bench.instructions` counts and compares with instructions.json; `--update FILE` writes the counts.
 They depend on compiler, Python and NumPy, so counts of another environment than the recorded one are shown and not
-compared. The counter is read before and after the steps of each case, so that starting Python does not matter. Where
-its objects happen to lie would: a pool of Python's allocator that a step empties and fills again costs a tenth of a
-small step. So memory comes from malloc, whose short way is the same wherever an object lies.
+compared. The counter is read before and after the steps of each case, so that the start of Python does not count. The
+addresses of Python objects would matter: a pool of Python's allocator that a step empties and fills again costs a tenth
+of a small step. So memory comes from malloc, whose fast path is the same for all addresses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from proptim._config import config
 
 from .workloads import CLIP, Workload
 
-TOLERANCE = 0.02  # a rise above it fails; a fall is told, so that the gate can be tightened
+TOLERANCE = 0.02  # a rise above it fails; a fall is reported, so that the recorded count can be lowered
 RECORDED = Path(__file__).with_name("instructions.json")
 ISA = "avx2"  # the best that valgrind runs
 
@@ -47,12 +47,12 @@ CASES: dict[str, tuple[Workload, int]] = {
 }
 """Work, and how many steps are counted: a million instructions or more."""
 
-FIRST = 20  # steps before the count begins: what is done once has been done
+FIRST = 20  # steps before the count begins, for work that is done only once
 MARK = "sched_yield"  # a function of libc that nothing else calls here; the counter is read at each call of it
 
 
 def steps() -> None:
-    """What valgrind watches: every case between two marks."""
+    """The program that valgrind runs: every case between two marks."""
     for work, number in CASES.values():
         params, sets = work.data()
         optimizer = work.optimizer(params, grads=sets[0], threads=1)
@@ -95,7 +95,7 @@ def count() -> dict[str, float]:
         return found
 
 
-# One thread everywhere, no hash seed and no collector that would come at another step.
+# One thread everywhere, no random hash seed, and no garbage collector, which could run during any step.
 FIXED = {
     "PROPTIM_ISA": ISA,
     "PROPTIM_BACKEND": "c",
@@ -109,7 +109,7 @@ FIXED = {
 
 
 def environment() -> dict[str, str]:
-    """What the counts depend on."""
+    """The versions that the counts depend on."""
     return {
         "machine": platform.machine(),
         "compiler": str(config()["compiler"]).rpartition(".")[0],
@@ -119,7 +119,7 @@ def environment() -> dict[str, str]:
 
 
 def hindrance() -> str:
-    """Why nothing can be counted here; nothing if it can."""
+    """Why instructions cannot be counted here; an empty string if they can."""
     if not shutil.which("valgrind"):
         return "valgrind is not installed"
     if _backend.missing_core:
@@ -130,7 +130,7 @@ def hindrance() -> str:
 
 
 def compare(counts: dict[str, float], recorded: dict[str, float]) -> tuple[list[str], bool]:
-    """A line for each case with both numbers, and whether none has risen too far."""
+    """A line for each case with both numbers, and whether all are within the limit."""
     told = [f"{name:28} is recorded and was not counted" for name in recorded.keys() - counts.keys()]
     good = not told
     for name, now in counts.items():
@@ -167,7 +167,7 @@ def main() -> int:
     lines, good = compare(counts, held["instructions"])
     print("\n".join(lines))
     if here != held["environment"]:
-        print(f"NOT COMPARED: recorded with {held['environment']}, this is {here}; other code was compiled")
+        print(f"NOT COMPARED: recorded with {held['environment']}, this is {here}, which compiles to other code")
         return 0
     return 0 if good else 1
 

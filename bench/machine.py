@@ -1,4 +1,4 @@
-"""The machine and the software: what a figure is worth nothing without."""
+"""The machine and the software, which every figure depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from proptim._config import config
 
 PACKAGES = ("numpy", "numba", "torch", "jax", "optax", "deepspeed", "thinc", "bitsandbytes")
-BUSY = 0.1  # of all cores: beyond, others take part in every timing
+BUSY = 0.1  # of all cores: above this, other programs affect every timing
 
 
 def _read(path: str) -> str:
@@ -29,7 +29,7 @@ def caches() -> list[str]:
 
 
 def busy(seconds: float = 0.5) -> float | None:
-    """Share of all cores that is in use while we wait; None where it cannot be read."""
+    """Share of all cores that other programs use; None if it cannot be read."""
 
     def ticks() -> tuple[int, int]:
         numbers = list(map(int, _read("/proc/stat").partition("\n")[0].split()[1:9]))
@@ -46,7 +46,7 @@ def busy(seconds: float = 0.5) -> float | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where it cannot be read."""
+    """Bytes of memory that are available without swapping; None if it cannot be read."""
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -86,9 +86,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
     rest = [f"caches {', '.join(facts['caches'])}"] if facts["caches"] else []
     rest += [f"governor {facts['governor']}"] if facts["governor"] else []
     rest += ["load " + " ".join(f"{x:.2f}" for x in facts["load"])] if facts["load"] else []
+    ours = f"proptim {facts['proptim']}" + (f" ({facts['compiler']})" if facts["compiler"] else "")
     return [
         f"{facts['cpu']}, {facts['cores']} cores, {facts['isa'] or 'no compiled core'}, threads {facts['threads']}",
         "; ".join(rest),
-        f"proptim {facts['proptim']} ({facts['compiler']}), Python {facts['python']}, {', '.join(versions)}",
-        *(f"WARNING: {warning}; the figures are not what this machine can do" for warning in facts["warnings"]),
+        ", ".join([ours, f"Python {facts['python']}", *versions]),
+        *(f"WARNING: {warning}; the figures are below what this machine can do" for warning in facts["warnings"]),
     ]

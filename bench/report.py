@@ -1,17 +1,16 @@
-"""What a run has found, for people: lines, tables, one page of HTML."""
+"""The results of a run for people: lines, tables, one HTML page."""
 
 from __future__ import annotations
 
-import contextlib
 import html
-import importlib
-import os
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from . import charts, machine
 from .charts import peers, rows, seconds, times
-from .contestants import US, is_peer
+from .compare import Comparison
+from .console import width, wrapped
+from .contestants import DOOR, NOT_INSTALLED, US, is_peer
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -33,42 +32,84 @@ def line(entry: dict[str, Any]) -> str:
         if others:
             ratio, name = min(others)
             parts.append(f"fastest peer {name} {times(ratio)}")
-    failed = [f"{row['contestant']}: {row['reason']}" for row in trouble(entry)]
-    return f"{entry['name']:28} {'; '.join([*parts, *failed[:2]])}"
+    parts += [f"{row['contestant']} {row['status']}" for row in trouble(entry)]
+    return f"{entry['name']:28} {'; '.join(parts)}"
 
 
 def contestants(found: Iterable[dict[str, str]]) -> list[str]:
-    """Who takes part, and who does not and why."""
+    """The contestants that take part, and those that do not with the reason."""
     return [f"{c['name']:18}{'ABSENT: ' + c['absent'] if c['absent'] else c['what']}" for c in found]
 
 
-def _cell(measured: dict[str, dict[str, Any]], name: str) -> str:
-    row = measured.get(name)
-    return "" if row is None or "ratio" not in row else times(row["ratio"])
+def absent(found: Iterable[dict[str, str]]) -> list[str]:
+    """The contestants that do not take part, each once, and how to install those that are missing."""
+    reasons: dict[str, list[str]] = {}
+    for each in found:
+        if each["absent"]:
+            reasons.setdefault(each["absent"], []).append(each["name"])
+    packages, told = [], []
+    for reason, names in reasons.items():
+        package = reason.removesuffix(NOT_INSTALLED)
+        if package == reason:
+            told.append(f"not measured: {', '.join(names)}: {reason}")
+        else:
+            packages.append(package if names == [package] else f"{package} ({', '.join(names)})")
+    if packages:
+        told.append(f"not installed: {', '.join(packages)}; pip install 'proptim[bench]' brings what runs here")
+    return told
 
 
-def main_table(found: dict[str, Any]) -> Table:
-    """proptim's figures, and how many times as long the peers take."""
-    names = [name for name in peers(found) if any(name in rows(entry) for entry in found["workloads"])]
-    head = ["step", "proptim", "ns/weight", "GB/s", "% of roof", *names]
-    return head, [_row(entry, names) for entry in found["workloads"] if US in rows(entry)]
-
-
-def own_table(found: dict[str, Any]) -> Table:
-    """proptim's other ways to make the same step, and what it is measured against."""
-    others = [c["name"] for c in found["contestants"] if c["name"] not in (US, *peers(found))]
-    names = [name for name in others if any(name in rows(entry) for entry in found["workloads"])]
-    return ["step", "proptim", "ns/weight", "GB/s", "% of roof", *names], [
-        _row(entry, names) for entry in found["workloads"] if US in rows(entry)
+def hindrance(found: dict[str, Any], asked: Sequence[str]) -> str:
+    """Why there is no figure of proptim, or none of what was asked for; an empty string if there are figures."""
+    if any(US in rows(entry) and not rows(entry).keys().isdisjoint(asked) for entry in found["workloads"]):
+        return ""
+    reasons = absent(each for each in found["contestants"] if each["name"] in {US, *asked})
+    reasons += [
+        f"{entry['name']}: {row['contestant']}: {row['reason']}"
+        for entry in found["workloads"]
+        for row in entry["results"]
+        if row["status"] != "ok" and row["contestant"] in {US, *asked}
     ]
+    several = list(dict.fromkeys(reasons))
+    more = f"; and {len(several) - 3} more" if len(several) > 3 else ""
+    return (
+        f"no figure of what was asked for ({'; '.join(several[:3]) or 'no case was done'}{more}): "
+        "`proptim bench --list` lists what can be measured here"
+    )
 
 
-def _row(entry: dict[str, Any], names: Sequence[str]) -> list[str]:
-    measured = rows(entry)
-    ours = measured[US]
-    percent = f"{ours['roof_percent']:.0f}" if "roof_percent" in ours else ""
-    figures = [seconds(ours["median"]), f"{ours['ns_per_weight']:.3g}", f"{ours['gb_per_s']:.3g}", percent]
-    return [entry["name"], *figures, *(_cell(measured, name) for name in names)]
+def rule_tables(found: dict[str, Any]) -> list[Table]:
+    """A table for each rule, with a column for each step: the figures of proptim, then the ratios of the others."""
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for entry in found["workloads"]:
+        if US in rows(entry):
+            by_rule.setdefault(entry["workload"]["rule"], []).append(entry)
+    return [_rule_table(found, rule, entries) for rule, entries in by_rule.items()]
+
+
+OWN = ("ns a weight", "GB/s", "% of the roof")
+
+
+def _rule_table(found: dict[str, Any], rule: str, entries: Sequence[dict[str, Any]]) -> Table:
+    measured = [rows(entry) for entry in entries]
+    names = [each["name"] for each in found["contestants"]]
+    others = [name for name in names if name != US and any(name in each for each in measured)]
+    others.sort(key=lambda name: not (is_peer(name) or name == DOOR))  # peers and torch door first
+    ours = [each[US] for each in measured]
+    lines = [
+        [US, *(seconds(row["median"]) for row in ours)],
+        [OWN[0], *(f"{row['ns_per_weight']:.3g}" for row in ours)],
+        [OWN[1], *(f"{row['gb_per_s']:.3g}" for row in ours)],
+    ]
+    if any("roof_percent" in row for row in ours):
+        lines.append([OWN[2], *(f"{row['roof_percent']:.0f}" if "roof_percent" in row else "" for row in ours)])
+    lines += [[name, *(_ratio(each.get(name)) for each in measured)] for name in others]
+    heads = [entry["name"].removeprefix(rule + " ").removesuffix(" gradients") for entry in entries]
+    return [rule, *heads], lines
+
+
+def _ratio(row: dict[str, Any] | None) -> str:
+    return "" if row is None or "ratio" not in row else times(row["ratio"])
 
 
 def goal_table(found: dict[str, Any]) -> Table:
@@ -83,123 +124,131 @@ def goal_table(found: dict[str, Any]) -> Table:
     return ["goal", "what", "figure", "target", ""], lines
 
 
-def text_table(table: Table) -> str:
-    """Columns under one another."""
+def text_tables(table: Table, columns: int) -> list[str]:
+    """A table with aligned columns, split into several with the same row names if it is wider than the terminal."""
     head, lines = table
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in (head, *lines)
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(head)):
+        if parts[-1] and widths[0] + sum(widths[i] + 2 for i in (*parts[-1], place)) > columns:
+            parts.append([])
+        parts[-1].append(place)
+    return [
+        "\n".join(
+            "  ".join([cells[0].ljust(widths[0]), *(cells[i].rjust(widths[i]) for i in part)]).rstrip()
+            for cells in (head, *lines)
+            if cells is head or any(cells[i] for i in part)
+        )
+        for part in parts
+    ]
+
+
+def _goal_text(found: dict[str, Any]) -> str:
+    _, lines = goal_table(found)
+    known = [cells for cells in lines if cells[2] != "not measured"]
+    widths = [max(map(len, column)) for column in zip(*known, strict=True)]
+    told = [
+        f"{c[0]:{widths[0]}} {c[1]:{widths[1]}} {c[2]:>{widths[2]}} {c[3]:>{widths[3]}} {c[4]}".rstrip() for c in known
+    ]
+    if missing := len(lines) - len(known):
+        told.append(f"{missing} figures were not measured; --full measures all")
+    return "\n".join(["Goals", *told])
+
+
+def comparison(compared: Comparison) -> str:
+    """Both runs side by side."""
+    return "\n\n".join(
+        [wrapped(compared.about), *text_tables(compared.table(), width()), *map(wrapped, compared.notes)]
     )
 
 
-def _goal_text(found: dict[str, Any]) -> list[str]:
-    _, lines = goal_table(found)
-    known = [cells for cells in lines if cells[2] != "not measured"]
-    width = max((len(cells[1]) for cells in known), default=0)
-    return [f"{c[0]:4} {c[1]:{width}}  {c[2]:>10}  {c[3]:>10}  {c[4]}" for c in known]
-
-
-def show(found: dict[str, Any], stream: TextIO) -> None:
-    """Print the tables; drawn by rich on a terminal."""
-    sections = [
-        ("Times as long as proptim takes: peers", main_table(found)),
-        (
-            "Times as long as proptim takes: its other backends, instruction sets and threads, and the roof",
-            own_table(found),
-        ),
+def text(found: dict[str, Any]) -> str:
+    """The tables, as wide as the terminal, and what went wrong."""
+    tables = [part for table in rule_tables(found) for part in text_tables(table, width())]
+    parts = []
+    if tables:
+        parts.append(wrapped("Time of one step, and how many times as long other libraries take:"))
+    parts += tables
+    if found["goals"]:
+        parts.append(_goal_text(found))
+    failed = [
+        wrapped(f"{entry['name']}: {row['contestant']} {row['status']}: {row['reason']}")
+        for entry in found["workloads"]
+        for row in trouble(entry)
     ]
-    rich = None
-    if stream.isatty() and not os.environ.get("NO_COLOR"):
-        with contextlib.suppress(ImportError):
-            rich = importlib.import_module("rich.table")
-    for title, table in sections:
-        if not table[1]:
-            continue
-        if rich is None:
-            print(f"\n{title}\n{text_table(table)}", file=stream)
-        else:
-            drawn = rich.Table(title=title, title_justify="left", box=importlib.import_module("rich.box").SIMPLE)
-            for place, name in enumerate(table[0]):
-                drawn.add_column(name, justify="right" if place else "left", overflow="fold")
-            for cells in table[1]:
-                drawn.add_row(*cells)
-            importlib.import_module("rich.console").Console(file=stream).print(drawn)
-    told = _goal_text(found)
-    if told:
-        print("\nGoals\n" + "\n".join(told), file=stream)
-        missing = sum(part["figure"] is None for goal in found["goals"] for part in goal["parts"])
-        if missing:
-            print(f"{missing} figures were not measured; --full measures all", file=stream)
-    absent = [each for each in found["contestants"] if each["absent"]]
-    if absent:
-        print("\nAbsent\n" + "\n".join(f"{each['name']:18}{each['absent']}" for each in absent), file=stream)
+    if failed:
+        parts.append("\n".join(["Failures", *failed]))
+    return "\n\n".join(parts)
 
 
 # The page ---------------------------------------------------------------------------------------------------------
 
 CSS = """
-:root{color-scheme:light}
+:root{color-scheme:light dark;--page:#fff;--text:#222;--soft:#555;--line:#e4e4e4;--code:#f3f3f3;--warn:#fff4ec;
+--ours:#0072b2;--roof:#000;--peer:#707070;--other:#d55e00;--bar:#b3b3b3;--ink:#333;--faint:#d9d9d9;
+--met:#00714f;--missed:#b34700}
+@media (prefers-color-scheme:dark){:root{--page:#16181b;--text:#e4e4e4;--soft:#a9adb3;--line:#33373d;--code:#24272c;
+--warn:#3a2618;--ours:#56b4e9;--roof:#fff;--peer:#a0a4aa;--other:#e8833a;--bar:#6b7078;--ink:#c9ccd1;--faint:#3a3e45;
+--met:#3fc79a;--missed:#f0975a}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1240px;padding:24px 20px 64px;background:#fff;color:#222;
+body{margin:0 auto;max-width:1240px;padding:24px 20px 64px;background:var(--page);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.2em 0}
 h2{font-size:1.2rem;margin:2.4em 0 .2em}
 p{max-width:46em;margin:.4em 0 1em}
-.head{color:#555;font-size:.9rem}
+.head{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
 .facts{display:flex;flex-wrap:wrap;gap:12px;margin:1.2em 0}
-.facts div{flex:1 1 200px;border-left:4px solid #0072b2;padding:2px 0 2px 12px}
-.facts b{display:block;font-size:1.7rem;line-height:1.2;color:#0072b2}
-.facts span{font-size:.88rem;color:#444}
-.warning{border-left:4px solid #d55e00;background:#fff4ec;padding:8px 12px;max-width:none}
+.facts div{flex:1 1 200px;border-left:4px solid var(--ours);padding:2px 0 2px 12px}
+.facts b{display:block;font-size:1.7rem;line-height:1.2;color:var(--ours)}
+.facts span{font-size:.88rem;color:var(--soft)}
+.warning{border-left:4px solid var(--other);background:var(--warn);padding:8px 12px;max-width:none}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,350px),1fr));gap:20px 24px}
 figure{margin:0;min-width:0}
 svg{display:block;width:100%;height:auto}
-.wide{overflow-x:auto;margin:.6em 0}
-table{border-collapse:collapse;font-size:.82rem;font-variant-numeric:tabular-nums;white-space:nowrap}
-th,td{padding:3px 9px;text-align:right;border-bottom:1px solid #e4e4e4}
-th{font-weight:600;color:#555;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}
+.wide{overflow-x:auto;margin:.6em 0 1.6em}
+table{border-collapse:collapse;font-size:.82rem;font-variant-numeric:tabular-nums;white-space:pre}
+th,td{padding:3px 9px;text-align:right;border-bottom:1px solid var(--line)}
+th{font-weight:600;color:var(--soft);vertical-align:bottom}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 table.goals td:nth-child(2),table.goals th:nth-child(2),table.names td,table.names th{text-align:left}
-table.names td{white-space:normal}
-td.us{font-weight:600;color:#0072b2}
-.met{color:#00714f}
-.missed{color:#b34700;font-weight:600}
-summary{cursor:pointer;font-weight:600;margin:.6em 0}
-code{font:.92em ui-monospace,"DejaVu Sans Mono",monospace;background:#f3f3f3;padding:1px 4px;border-radius:3px}
-@media (max-width:600px){body{padding:16px 14px 48px}h1{font-size:1.4rem}.facts b{font-size:1.4rem}}
+table.goals td:nth-child(2),table.names td{white-space:normal}
+tr.us td{font-weight:600;color:var(--ours)}
+tr.own td{color:var(--soft)}
+.met,.faster{color:var(--met)}
+.missed,.slower{color:var(--missed);font-weight:600}
+code{font:.92em ui-monospace,"DejaVu Sans Mono",monospace;background:var(--code);padding:1px 4px;border-radius:3px}
+@media (max-width:600px){body{padding:16px 14px 48px}h1{font-size:1.4rem}.facts b{font-size:1.4rem}
+th:first-child,td:first-child{white-space:pre-wrap;max-width:9.5em}}
 """
 
 CAPTIONS = {
     "time": (
         "Time of one step",
-        "Lower is faster; both axes are logarithmic. The dotted line is the memory's own speed: a kernel that reads "
-        "and writes the same arrays and hardly computes, measured in the same run. Large arrays cannot be stepped "
-        "faster than that; small ones are all overhead of the call.",
+        "Lower is faster; both axes are logarithmic, and the same in each chart. The dotted line is the roof: a kernel "
+        "that reads and writes as many arrays, aligned as well as possible, and hardly computes, measured in the same "
+        "run. For large arrays no step can be faster than that; for small ones the overhead of the call is the limit.",
     ),
     "ratio": (
-        "How many times as long the others take",
-        "The blue line is proptim, a bar the median of the ratios taken round by round, the thin line their quartiles. "
-        "Orange bars to the left of the line are faster than proptim.",
+        "How many times as long other libraries take",
+        "The blue line is proptim, a bar the median of the ratios of each round, the thin line their quartiles. "
+        "Orange bars to the left of the line are faster than proptim. The scale is logarithmic, and the same in each "
+        "chart.",
     ),
     "tail": (
         "The slowest steps",
-        "Single steps of RMSprop. The dot is the median, the stroke above it what one step in a hundred exceeds, both "
-        "in multiples of one thread's median.",
+        "Single steps of RMSprop. The dot is the median, the mark above it the 99th percentile, both in multiples of "
+        "the median on one thread.",
     ),
 }
 
 
-def page(found: dict[str, Any]) -> str:
-    """Everything on one page that needs nothing else."""
+def page(found: dict[str, Any], compared: Comparison | None = None) -> str:
+    """All results on one HTML page that loads no other files."""
     parts = [
         "<h1>proptim on this machine</h1>",
         *(f'<div class="head">{_text(text)}</div>' for text in machine.lines({**found["machine"], "warnings": []})),
         f'<div class="head">{_text(found["machine"]["date"])}, '
-        f"{found['settings']['seconds'] / 60:.0f} minutes, up to {found['settings']['rounds']} rounds</div>",
+        f"{found['settings']['seconds'] / 60:.0f} min, up to {found['settings']['rounds']} rounds</div>",
         *(f'<p class="warning">Warning: {_text(text)}.</p>' for text in found["machine"]["warnings"]),
         _facts(found),
     ]
@@ -210,17 +259,23 @@ def page(found: dict[str, Any]) -> str:
             for i, (words, panel) in enumerate(panels)
         ]
         parts.append(f'<h2>{title}</h2><p>{caption}</p><div class="charts">{"".join(figures)}</div>')
-    head, lines = goal_table(found)
-    known = (head, [cells for cells in lines if cells[2] != "not measured"])
-    missing = len(lines) - len(known[1])
-    parts.append(f"<h2>Goals</h2>{_table(known, 'goals')}")
-    if missing:
-        parts.append(
-            f"<p>{missing} figures were not measured in this run; <code>proptim bench --full</code> measures all.</p>"
-        )
-    parts.append("<h2>All figures</h2><p>Numbers in the columns of others are multiples of proptim's time.</p>")
-    parts.append(f"<details open><summary>Peers</summary>{_table(main_table(found))}</details>")
-    parts.append(f"<details><summary>proptim's other ways, and the roof</summary>{_table(own_table(found))}</details>")
+    if compared is not None:
+        parts.append(f"<h2>Compared with an earlier run</h2><p>{_text(compared.about)}</p>{_table(compared.table())}")
+        parts += [f"<p>{_text(note)}</p>" for note in compared.notes]
+    if found["goals"]:
+        head, lines = goal_table(found)
+        known = (head, [cells for cells in lines if cells[2] != "not measured"])
+        parts.append(f"<h2>Goals</h2>{_table(known, 'goals')}")
+        if missing := len(lines) - len(known[1]):
+            parts.append(
+                f"<p>{missing} figures were not measured in this run; <code>proptim bench --full --goals</code> "
+                "measures all.</p>"
+            )
+    parts.append(
+        "<h2>All figures</h2><p>Each column is a step: the time of proptim, the time per weight, the bytes moved per "
+        "second, and these as a share of the roof; then how many times as long other libraries take.</p>"
+    )
+    parts += [_table(table) for table in rule_tables(found)]
     asked = {name for entry in found["workloads"] for name in rows(entry)}
     everyone = [
         [c["name"], c["what"], c["absent"] or ("took part" if c["name"] in asked else "not measured in this run")]
@@ -231,11 +286,12 @@ def page(found: dict[str, Any]) -> str:
         [entry["name"], row["contestant"], row["reason"]] for entry in found["workloads"] for row in trouble(entry)
     ]
     if failed:
-        parts.append(f"<h2>What went wrong</h2>{_table((['step', 'contestant', 'reason'], failed), 'names')}")
+        parts.append(f"<h2>Failures</h2>{_table((['step', 'contestant', 'reason'], failed), 'names')}")
     parts.append(
-        "<h2>How this was measured</h2><p>Each library lives in a process of its own, steps the same seeded "
-        "numbers, is warmed up and then asked in turn, A B A B. GB/s counts what the rule has to move: parameters and "
-        "state read and written, the gradient read. Commands and the meaning of the goals: docs/performance.md.</p>"
+        "<h2>How this was measured</h2><p>Each library runs in a process of its own and steps the same seeded "
+        "numbers. After a warm-up they are measured in turn, A B A B. GB/s counts the bytes that the rule has to move: "
+        "parameters and state are read and written, the gradient is read. docs/performance.md explains the commands "
+        "and the goals.</p>"
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -245,7 +301,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def _facts(found: dict[str, Any]) -> str:
-    """The three numbers to take home."""
+    """The three most important numbers."""
     shown = []
     for rule in ("rmsprop", "rprop", "adam"):
         entries = charts.plain(found, rule)
@@ -256,7 +312,7 @@ def _facts(found: dict[str, Any]) -> str:
         ours = measured[US]
         others = [(measured[name]["ratio"], name) for name in peers(found) if name in measured]
         against = f"; fastest peer {min(others)[1]} takes {times(min(others)[0])} as long" if others else ""
-        roof = f", {ours['roof_percent']:.0f} % of the memory's own speed" if "roof_percent" in ours else ""
+        roof = f", {ours['roof_percent']:.0f} % of the roof, the speed of memory" if "roof_percent" in ours else ""
         told = f"{entry['name']}: {ours['ns_per_weight']:.2f} ns a weight{roof}{against}"
         shown.append(f"<div><b>{seconds(ours['median'])}</b><span>{_text(told)}</span></div>")
     return f'<div class="facts">{"".join(shown)}</div>'
@@ -268,16 +324,19 @@ def _text(text: str) -> str:
 
 def _table(table: Table, kind: str = "") -> str:
     head, lines = table
-    us = head.index(US) if US in head else -1
 
-    def cell(place: int, text: str) -> str:
-        css = "us" if place == us else text if text in ("met", "missed") else ""
+    def cell(text: str) -> str:
+        css = text if text in ("met", "missed", "faster", "slower") else ""
         return f"<td{f' class={css}' if css else ''}>{_text(text)}</td>"
 
-    body = "".join(f"<tr>{''.join(cell(i, c) for i, c in enumerate(cells))}</tr>" for cells in lines)
+    def row(cells: list[str]) -> str:
+        css = "" if kind else "us" if cells[0] == US else "own" if cells[0] in OWN else ""
+        return f"<tr{f' class={css}' if css else ''}>{''.join(map(cell, cells))}</tr>"
+
     titles = "".join(f"<th>{_text(name)}</th>" for name in head)
     return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="wide"><table class="{kind}"><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{''.join(map(row, lines))}</tbody></table></div>"
     )
 
 

@@ -1,4 +1,4 @@
-"""The slowest steps: how long one step in a hundred takes, with and without threads, alone and in company."""
+"""The slowest steps: the 99th percentile of the time of a step, with and without threads and other load."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SITUATIONS = {
     "torch": "torch multiplies matrices in the same process between steps",
     "busy": "another process keeps one core busy",
 }
-BLOCK = 20  # steps of one setting before it is the other's turn
+BLOCK = 20  # steps of one setting before the other setting
 WARM_UP = 60
 MATRIX = 384  # square, large enough for torch to take all its threads
 
 
 def measure(model: str, steps: int, seconds: float, company: bool) -> dict[str, Any]:
-    """Median and slowest hundredth for each setting of threads, single steps in turn."""
+    """Median and 99th percentile for each setting of threads, measured in turn."""
     between: Callable[[], Any] = lambda: None  # noqa: E731
     if company:
         torch: Any = importlib.import_module("torch")

@@ -1,4 +1,4 @@
-"""Rounds of A B A B: every contestant in turn on the same data, ratios taken round by round."""
+"""Rounds of A B A B: every contestant in turn on the same data, with ratios computed for each round."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from . import machine
-from .contestants import CONTESTANTS, US, Contestant, select
+from .contestants import CONTESTANTS, US, Contestant, Declined, select
 from .worker import TIMING_SECONDS, Failed, Worker, limits
 from .workloads import Case, Workload
 
 START_SECONDS = 120.0
 PREPARE_SECONDS = 600.0  # DeepSpeed compiles its optimizers, torch its loops
 STEP_SECONDS = 120.0
-PAUSE = 0.003  # before each turn: OpenMP threads of the one before spin on for about that long
+PAUSE = 0.003  # before each turn: OpenMP threads of the previous contestant continue to spin for about that long
 LEAST_ROUNDS = 3
+Lost = dict[str, tuple[str, str]]
+"""Contestant -> status ("cannot", "failed" or "skipped") and the reason."""
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -51,7 +51,7 @@ def summary(workload: Workload, label: str, rounds: Sequence[float], ours: Seque
 
 def moved_per_weight(workload: Workload, label: str) -> int:
     """Bytes that the rule must move; the roof does not read the gradient a second time for its norm."""
-    norm = np.dtype(workload.dtype).itemsize if workload.clip_norm is not None and label.startswith("roof-") else 0
+    norm = workload.gradient_bytes if workload.clip_norm is not None and label.startswith("roof-") else 0
     return workload.bytes_per_weight - norm
 
 
@@ -83,11 +83,11 @@ class Tournament:
             worker.close()
 
     def contestant(self, label: str) -> Contestant:
-        """Who is behind a label."""
+        """The contestant of a label."""
         return CONTESTANTS[self.entries[label]]
 
-    def start(self, labels: Sequence[str]) -> dict[str, str]:
-        """Have a living worker for each; reasons of those that cannot."""
+    def start(self, labels: Sequence[str]) -> Lost:
+        """Start a worker for each if it has none; contestants whose worker cannot start are marked as lost."""
         fresh = []
         for label in labels:
             key = self._key(label)
@@ -103,15 +103,15 @@ class Tournament:
     def _tell(self, label: str, do: str, **arguments: Any) -> None:
         self.workers[self._key(label)].tell(do, label=label, name=self.entries[label], **arguments)
 
-    def _hear(self, labels: Sequence[str], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
-        """Answers of those that were told, in that order, and reasons of those that have none."""
-        answers, failures = {}, {}
+    def _hear(self, labels: Sequence[str], seconds: float) -> tuple[dict[str, Any], Lost]:
+        """The answers of the contestants that got a request, in that order, and the contestants without an answer."""
+        answers, lost = {}, {}
         for label in labels:
             try:
                 answers[label] = self.workers[self._key(label)].hear(seconds)
-            except Failed as failure:  # noqa: PERF203 - the others go on
-                failures[label] = str(failure)
-        return answers, failures
+            except (Declined, Failed) as reason:  # noqa: PERF203 - the others go on
+                lost[label] = ("cannot" if isinstance(reason, Declined) else "failed", str(reason))
+        return answers, lost
 
     def play(
         self,
@@ -121,10 +121,10 @@ class Tournament:
         limit: float = 30.0,
         tell: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
-        """All rounds of one case; no more than the least once `limit` seconds have passed."""
+        """All rounds of one case; only the minimum number once `limit` seconds have passed."""
         workload = case.workload
         wanted = select(case.contestants)
-        failures: dict[str, tuple[str, str]] = {}
+        failures: Lost = {}
         playing = []
         for label in self.entries:
             if self.entries[label] not in wanted or label in self.absent:
@@ -137,8 +137,8 @@ class Tournament:
             failures.update(dict.fromkeys(playing, ("skipped", reason)))
             playing = []
 
-        def drop_out(lost: Mapping[str, str]) -> None:
-            failures.update({label: ("failed", reason) for label, reason in lost.items()})
+        def drop_out(lost: Lost) -> None:
+            failures.update(lost)
             playing[:] = [label for label in playing if label not in lost]
 
         drop_out(self.start(playing))
@@ -155,7 +155,7 @@ class Tournament:
         while len(times) < rounds and (len(times) < LEAST_ROUNDS or time.monotonic() - begin < limit):
             tell(f"round {len(times) + 1}")
             now: dict[str, float] = {}
-            # Forwards and back: nobody has always the same one before it, and what that leaves behind.
+            # Alternate the direction, so that a contestant does not always follow the same one, which may affect it.
             for label in playing[:: 1 if len(times) % 2 == 0 else -1]:
                 time.sleep(PAUSE)
                 self._tell(label, "time")
@@ -183,8 +183,9 @@ class Tournament:
 
     def _too_large(self, workload: Workload, playing: Sequence[str]) -> str:
         free = machine.available_memory()
-        arrays = sum(workload.arrays + self.contestant(label).temporaries for label in playing)
-        needed = arrays * workload.weights * np.dtype(workload.dtype).itemsize
+        own = workload.kept_bytes + workload.gradient_bytes
+        temporaries = sum(self.contestant(label).temporaries for label in playing) * workload.gradient_bytes
+        needed = (own * len(playing) + temporaries) * workload.weights
         if free is None or needed <= 0.9 * free:
             return ""
         return f"all together need {needed // 10**6} MB, {free // 10**6} are free"

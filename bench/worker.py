@@ -1,6 +1,6 @@
-"""A process for contestants, `python -m proptim.bench.worker`, asked in lines of JSON; and the side that asks.
+"""A process for contestants, `python -m proptim.bench.worker`, which gets requests as lines of JSON; and its client.
 
-Thread pools of torch, JAX and OpenMP spin and spoil each other, so no two libraries share a process.
+Idle threads of torch, JAX and OpenMP spin and slow each other down, so no two libraries share a process.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from queue import Empty, Queue
 from time import perf_counter
 from typing import Any
 
-from .contestants import CONTESTANTS, Contestant, Step
+from .contestants import CONTESTANTS, Contestant, Declined, Step
 from .workloads import Workload
 
-TIMING_SECONDS = 0.02  # of one timing at least: long beside the clock's grain and a context switch
+TIMING_SECONDS = 0.02  # of one timing at least: long compared with the resolution of the clock and a context switch
 WARM_UP_SECONDS = 2.0  # at most, once the second step is made
 
 
 def limits(threads: int) -> dict[str, str]:
-    """Environment of a process that is to take so many threads; 0: as many as it takes by itself."""
+    """Environment of a process that is to use this number of threads; 0: its own default."""
     return dict.fromkeys(("OMP_NUM_THREADS", "PROPTIM_NUM_THREADS"), str(threads)) if threads else {}
 
 
 class Failed(Exception):
-    """A contestant could not do what it was asked."""
+    """A contestant could not do what was requested."""
 
 
 # In the worker ----------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def timed(step: Step, repetitions: int) -> float:
 
 
 def calibrate(step: Step, warm_up: int, seconds: float = TIMING_SECONDS) -> int:
-    """Warm up, then find how many repetitions take at least so long."""
+    """Warm up, then find the number of repetitions that takes at least this long."""
     begin = perf_counter()
     for done in range(warm_up):
         timed(step, 1)
@@ -77,7 +77,7 @@ class Bench:
         self.repetitions = 1
 
     def prepare(self, workload: dict[str, Any]) -> None:
-        """Make arrays and optimizer, and the first step, in which some compile."""
+        """Make the arrays and the optimizer, and the first step, in which some contestants compile."""
         self.drop()
         work = Workload.from_json(workload)
         params, sets = work.data()
@@ -103,15 +103,15 @@ class Bench:
             gc.enable()
 
     def drop(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.step = None
         gc.collect()
 
 
 def serve(answer: Callable[[str, dict[str, Any]], Any]) -> None:
-    """Answer the lines of standard input until it ends; what libraries print goes to standard error.
+    """Answer the lines of standard input until it ends; output of libraries goes to standard error.
 
-    On as many cores as the argument of the process says; 0: on all.
+    The argument of the process is the number of cores to use; 0: all.
     """
     threads = int(sys.argv[1])
     if threads and hasattr(os, "sched_setaffinity"):
@@ -123,7 +123,9 @@ def serve(answer: Callable[[str, dict[str, Any]], Any]) -> None:
         asked = json.loads(line)
         try:
             told = {"value": answer(asked.pop("do"), asked)}
-        except Exception as error:  # whatever a library raises belongs into the report
+        except Declined as reason:
+            told = {"declined": str(reason)}
+        except Exception as error:  # whatever a library raises belongs in the report
             told = {"error": f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]}
         print(json.dumps(told), file=out, flush=True)
 
@@ -141,11 +143,11 @@ def main() -> None:
     serve(answer)
 
 
-# In the process that asks -----------------------------------------------------------------------------------------
+# In the client ----------------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """A process that answers."""
+    """A worker process."""
 
     def __init__(self, module: str, arguments: list[str], environment: Mapping[str, str]) -> None:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long
@@ -157,7 +159,7 @@ class Worker:
             text=True,
             env={**os.environ, **environment},
         )
-        self.last = ""  # of what it said on standard error, once it has ended
+        self.last = ""  # of its standard error, once it has ended
         self.answers: Queue[str] = Queue()
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
@@ -169,30 +171,32 @@ class Worker:
         self.answers.put("")
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Ask, and do not wait."""
+        """Send a request without waiting for the answer."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):  # it has ended; hear() says how
             print(json.dumps({"do": do, **arguments}), file=self.process.stdin, flush=True)
 
     def hear(self, seconds: float) -> Any:
-        """The answer; Failed with the reason if there is none."""
+        """Wait for the answer; raise Declined or Failed with the reason if there is none."""
         try:
             line = self.answers.get(timeout=seconds)
         except Empty:
             self.close()
             raise Failed(f"no answer in {seconds:.0f} s") from None
         if not line:
-            self.answers.put(line)  # whoever else waits for this process hears of its end too
+            self.answers.put(line)  # so that every other waiting request ends too
             self.close()
-            raise Failed(f"ended with exit code {self.process.returncode}: {self.last or 'it said nothing'}")
+            raise Failed(f"ended with exit code {self.process.returncode}: {self.last or 'no output'}")
         told = json.loads(line)
+        if "declined" in told:
+            raise Declined(told["declined"])
         if "error" in told:
             raise Failed(told["error"])
         return told["value"]
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it still answers."""
         return self.process.poll() is None
 
     def close(self) -> None:

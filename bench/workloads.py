@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,25 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 import proptim
+from proptim._arrays import SIXTEEN, Bits
+from proptim._formats import rounded
+from proptim._storage import DTYPES
 
 Array = NDArray[Any]
 Shapes = list[tuple[int, ...]]
 
-HYPER: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 1e-3},
-    "rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
-    "rmsprop": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-8},
-    "adagrad": {"lr": 1e-2, "eps": 1e-10},
-    "adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
-    "adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
-    "adamw": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2},
-    "nadam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3},
-    "lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
-}
-"""One set of numbers for all contestants, under torch's names."""
+
+@functools.cache
+def hyper(rule: str) -> dict[str, Any]:
+    """One set of numbers for all contestants, under torch's names: the defaults of proptim's class.
+
+    Those that are 0 are left out: they switch off something that not every contestant has.
+    """
+    defaults = {p.name: p.default for p in inspect.signature(proptim.OPTIMIZERS[rule]).parameters.values()}
+    return {name: value for name, value in defaults.items() if isinstance(value, (float, tuple)) and value}
+
 
 OURS: dict[str, dict[str, Any]] = {"rprop": {"variant": "irprop-"}}
-"""What makes proptim compute the same as torch."""
+"""Options with which proptim computes the same as torch."""
 
 CLIP = 1.0  # far below the norm of any gradient here, so that clipping has work to do
 FRESH_BYTES = 1 << 20  # of different gradient arrays that are passed in turn, where they are not bound; two at least
@@ -64,18 +67,12 @@ def transformer(layers: int = 12, width: int = 384, words: int = 32_000, positio
     return [(words, width), (positions, width), *block * layers, (width,), (width,)]
 
 
-def many_small() -> Shapes:
-    """200 arrays of 64 weights."""
-    return [(64,)] * 200
-
-
 MODELS: dict[str, Callable[[], Shapes]] = {
     "perceptron": perceptron,
     "resnet50": resnet50,
     "transformer": transformer,
-    "200x64": many_small,
 }
-"""Lists of arrays by name.  Any other model is a number: that many weights in one array."""
+"""Lists of arrays by name.  Any other model is a number, that many weights in one array, or 200x64, 200 such arrays."""
 
 
 def short(number: int) -> str:
@@ -87,14 +84,24 @@ def short(number: int) -> str:
 
 
 def long(text: str) -> str:
-    """10M -> 10000000; names of models stay.  ValueError for anything else."""
+    """10M -> 10000000, 200x1k -> 200x1000; names of models stay.  ValueError for anything else."""
     if text in MODELS:
         return text
-    unit = {"k": 10**3, "M": 10**6}.get(text[-1:], 1)
-    digits = text if unit == 1 else text[:-1]
-    if not digits.isdecimal() or int(digits) == 0:
-        raise ValueError(f"{text!r} is no size; expected a number such as 1000, 100k, 10M, or {', '.join(MODELS)}")
-    return str(int(digits) * unit)
+    count, times, size = text.rpartition("x")
+    unit = {"k": 10**3, "M": 10**6}.get(size[-1:], 1)
+    digits = size if unit == 1 else size[:-1]
+    if any(not number.isdecimal() or int(number) == 0 for number in ((count, digits) if times else (digits,))):
+        raise ValueError(
+            f"{text!r} is no size; expected a number such as 1000, 100k, 10M, "
+            f"several arrays such as 200x64, or {', '.join(MODELS)}"
+        )
+    return f"{int(count)}x{int(digits) * unit}" if times else str(int(digits) * unit)
+
+
+def in_dtype(values: Array, dtype: str) -> Array:
+    """Numbers in a dtype; for bfloat16, which NumPy does not have, an array of their bits that says so."""
+    array = rounded(values, DTYPES[dtype])
+    return array.view(Bits) if dtype == "bfloat16" else array
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,11 @@ class Workload:
     rule: str
     model: str
     dtype: str = "float32"
+    master: str | None = "auto"  # of parameters of 16 bits
+    state_dtype: str | None = None
     clip_norm: float | None = None
     gradients: str = "bound"  # or "fresh": other arrays are passed in at every step
-    options: tuple[tuple[str, Any], ...] = ()  # beyond HYPER
+    options: tuple[tuple[str, Any], ...] = ()  # beyond `hyper`
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Workload:
@@ -120,7 +129,10 @@ class Workload:
     @property
     def shapes(self) -> Shapes:
         """Of the parameter arrays."""
-        return MODELS[self.model]() if self.model in MODELS else [(int(self.model),)]
+        if self.model in MODELS:
+            return MODELS[self.model]()
+        count, _, size = self.model.rpartition("x")
+        return [(int(size),)] * int(count or 1)
 
     @property
     def weights(self) -> int:
@@ -130,8 +142,10 @@ class Workload:
     @property
     def name(self) -> str:
         """For people."""
-        size = self.model if self.model in MODELS else short(int(self.model))
+        size = short(int(self.model)) if self.model.isdecimal() else self.model
         extras = [self.dtype] if self.dtype != "float32" else []
+        extras += [f"master={self.master}"] if self.master != "auto" else []
+        extras += [f"state={self.state_dtype}"] if self.state_dtype else []
         extras += ["clip_norm"] if self.clip_norm is not None else []
         extras += ["fresh gradients"] if self.gradients == "fresh" else []
         extras += [key if value is True else f"{key}={value}" for key, value in self.options]
@@ -140,32 +154,55 @@ class Workload:
     @property
     def hyper(self) -> dict[str, Any]:
         """Hyperparameters under torch's names."""
-        return HYPER[self.rule] | dict(self.options)
+        return hyper(self.rule) | dict(self.options)
 
     def optimizer(self, params: Any, **options: Any) -> proptim.Optimizer:
         """Proptim's optimizer for this."""
         cls: Callable[..., proptim.Optimizer] = proptim.OPTIMIZERS[self.rule]
-        return cls(params, **OURS.get(self.rule, {}), **self.hyper, clip_norm=self.clip_norm, **options)
+        more = {"clip_norm": self.clip_norm, "master": self.master, "state_dtype": self.state_dtype, **options}
+        return cls(params, **OURS.get(self.rule, {}), **self.hyper, **more)
 
     @property
     def arrays(self) -> int:
         """Arrays that a step touches: parameter, gradient and state, as the registry says."""
-        optimizer = self.optimizer([np.zeros(1)], backend="numpy")
-        return 2 + len(optimizer.wanted(optimizer.param_groups[0]))
+        return 2 + len(self._state)
+
+    @property
+    def _state(self) -> list[Array]:
+        """The state of one weight."""
+        optimizer = self.optimizer([in_dtype(np.zeros(1), self.dtype)], backend="numpy")
+        return list(optimizer._stepper.parameters[0].state.values())
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of a weight that are read and not written."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of a weight that a step reads and writes: those of the parameter, its second plane and state."""
+        parameter = self.optimizer([in_dtype(np.zeros(1), self.dtype)], backend="numpy")._stepper.parameters[0]
+        return self.gradient_bytes + sum(a.itemsize for a in (parameter.plane, *self._state) if a is not None)
 
     @property
     def bytes_per_weight(self) -> int:
-        """All but the gradient are read and written, the gradient is read; once more for its norm."""
-        return np.dtype(self.dtype).itemsize * (2 * self.arrays - 1 + (self.clip_norm is not None))
+        """The bytes that a step moves; the gradient is read once more for its norm."""
+        return 2 * self.kept_bytes + self.gradient_bytes * (1 + (self.clip_norm is not None))
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are only parameters and state, all of one dtype, which every package supports."""
+        sixteen = self.dtype in SIXTEEN
+        return self.state_dtype in ((self.dtype,) if sixteen else (None, self.dtype)) and not (sixteen and self.master)
 
     def data(self, seed: int = 0) -> tuple[list[Array], list[list[Array]]]:
-        """Parameters, and sets of gradients: one, or as many as are passed in turn.  The same for every contestant."""
-        block = np.random.default_rng(seed).standard_normal(min(BLOCK, self.weights + 1)).astype(self.dtype)
+        """Parameters, and the sets of gradients that are passed in turn.  They are the same for every contestant."""
+        block = in_dtype(np.random.default_rng(seed).standard_normal(min(BLOCK, self.weights + 1)), self.dtype)
         offsets = itertools.count(0, 9973)  # a prime, so that no two arrays hold the same numbers in a row
 
         def fill() -> list[Array]:
             # A copy, for resize returns a view of whole blocks: 161 arrays would hold gigabytes.
-            return [np.resize(np.roll(block, next(offsets)), shape).copy() for shape in self.shapes]
+            return [np.resize(np.roll(block, next(offsets)), shape).copy().view(type(block)) for shape in self.shapes]
 
         size = self.weights * block.itemsize
         sets = 1 if self.gradients == "bound" else max(2, min(64, FRESH_BYTES // size))
@@ -190,10 +227,12 @@ COMPILED = {("rmsprop", size) for size in ("1000", "100000", "10000000", LARGE)}
 COMPILED |= {("rprop", size) for size in ("1000", "100000", "10000000", LARGE)}
 COMPILED |= {("adam", "100000"), ("adam", "10000000")}
 HEADLINERS = ("rmsprop", "rprop", "adam")
+# Many small tensors, as torch's users have them: what a step has to find out about each is most of its time.
+TENSORS = ("6x5000", "160x64", "300x1000")
 
 
 def quick(rules: Sequence[str], models: Sequence[str]) -> list[Case]:
-    """A look, in under two minutes: three rules, three sizes, and many small arrays."""
+    """A quick run of under two minutes: three rules, three sizes, and many small arrays."""
     rules = rules or HEADLINERS
     sizes = models or ("1000", "100000", "10000000")
     cases = [Case(Workload(rule, size)) for rule in rules for size in sizes]
@@ -213,6 +252,15 @@ def full(rules: Sequence[str], models: Sequence[str]) -> list[Case]:
     ]
 
 
+def sixteen(rule: str, size: str) -> dict[str, Workload]:
+    """Workloads in bfloat16, by name, each with the same rule in float32."""
+    return {
+        "split": Workload(rule, size, "bfloat16"),
+        "state": Workload(rule, size, "bfloat16", state_dtype="bfloat16"),
+        "all": Workload(rule, size, "bfloat16", None, "bfloat16"),
+    }
+
+
 def _full() -> Iterator[Case]:
     for rule in proptim.OPTIMIZERS:
         for size in SIZES:
@@ -222,9 +270,19 @@ def _full() -> Iterator[Case]:
             Workload(rule, LARGE), contestants if (rule, LARGE) in COMPILED else (*contestants, "!torch-compiled")
         )
     yield Case(Workload("rmsprop", "100000000"), OURSELVES)
-    plain = ("!torch-compiled",)
     for rule in HEADLINERS:
-        for model in MODELS:
+        for size in ("10000000", LARGE):
+            for work in sixteen(rule, size).values():
+                yield Case(
+                    work, ("proptim", "proptim-1", "proptim-all", "roof-*", "torch-*", "optax", "!torch-compiled")
+                )
+    plain = ("!torch-compiled",)
+    for rule in proptim.OPTIMIZERS:
+        for model in TENSORS:
+            yield Case(Workload(rule, model), ("proptim", "proptim-torch"))
+            yield Case(Workload(rule, model, gradients="fresh"), ("proptim", "proptim-torch", "torch-*", *plain))
+    for rule in HEADLINERS:
+        for model in (*MODELS, "200x64"):
             yield Case(Workload(rule, model), plain)
         for size in ("1000", "1000000", "10000000"):
             yield Case(Workload(rule, size, dtype="float64"), plain)
