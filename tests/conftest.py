@@ -1,4 +1,4 @@
-"""What runs here: the header says which backends and instruction sets are tested and which are not, and why."""
+"""Fixtures for backends; the report's header lists the backends and instruction sets that are tested."""
 
 from __future__ import annotations
 
@@ -41,22 +41,29 @@ def pytest_report_header() -> list[str]:
         f"proptim {proptim.__version__}: {_backend.backend()} {proptim.isa()}, threads {proptim.get_num_threads()}",
         f"proptim runs: {', '.join(label for label, (_, _, why) in runners().items() if not why)}",
         f"proptim skips: {'; '.join(idle) or 'nothing'}",
+        *([f"proptim leaves out what runs once, without {', '.join(named())}"] if named() else []),
     ]
 
 
 VARIABLES = ("PROPTIM_BACKEND", "PROPTIM_ISA", "PROPTIM_NUM_THREADS")
 
 
+def named() -> list[str]:
+    """The environment variables that select a backend, instruction set or number of threads for the whole suite."""
+    return [name for name in VARIABLES if os.environ.get(name)]
+
+
 def pytest_collection_modifyitems(config, items) -> None:
-    """Tests that go over all variants by themselves run only where the environment names none."""
-    named = [name for name in VARIABLES if os.environ.get(name)]
-    again = [item for item in items if named and item.get_closest_marker("once")]
-    if again:
-        config.hook.pytest_deselected(items=again)
-        items[:] = [item for item in items if item not in again]
-        config.get_terminal_writer().line(
-            f"proptim leaves out {len(again)} tests that run once, without {', '.join(named)}"
-        )
+    """Tests that go through all variants themselves run only if the environment selects none.
+
+    Those with the fixtures below do so too for backends.
+    """
+    once = {item for item in items if named() and item.get_closest_marker("once")}
+    if "PROPTIM_BACKEND" in named():
+        once |= {item for item in items if {"backend", "contestant"} & {*item.fixturenames}}
+    if once:
+        config.hook.pytest_deselected(items=[item for item in items if item in once])
+        items[:] = [item for item in items if item not in once]
 
 
 RUN_HERE = [pytest.param(where[:2], id=label) for label, where in runners().items() if not where[2]]
@@ -64,7 +71,7 @@ RUN_HERE = [pytest.param(where[:2], id=label) for label, where in runners().item
 
 @contextmanager
 def default(patch, name, isa):
-    """Make a backend and instruction set the default of all of proptim."""
+    """Make a backend and an instruction set the default of proptim."""
     patch.setattr(_backend, "_forced", name)
     with selftest.isa(isa) if isa else nullcontext():
         yield name
@@ -79,14 +86,14 @@ def backend(request, monkeypatch):
 
 @pytest.fixture(params=[p for p in RUN_HERE if p.id != "numpy"])
 def contestant(request, monkeypatch):
-    """As `backend`, without the oracle."""
+    """As `backend`, without the numpy backend, which the others are compared with."""
     with default(monkeypatch, *request.param) as name:
         yield name
 
 
 @pytest.fixture
 def fresh(tmp_path):
-    """Run a script in a new Python without our environment variables, but for those given; return what it prints."""
+    """Run a script in a new Python process without PROPTIM_ variables, except those given; return what it prints."""
 
     def run(script: str, *options: str, launcher: tuple[str, ...] = (), **variables: str) -> str:
         ours = (*VARIABLES, "PROPTIM_PARALLEL", "OMP_NUM_THREADS")

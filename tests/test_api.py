@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import gc
 import math
@@ -34,7 +35,7 @@ def model():
 
 
 def bits(params):
-    """Something that compares equal only for the same bytes."""
+    """A value that compares equal only if the bytes are the same."""
     return [np.asarray(p).tobytes() for p in params]
 
 
@@ -57,7 +58,7 @@ def stepped(name="adam", steps=3, **options):
 
 
 class Exporter:
-    """DLPack and nothing else."""
+    """An array that supports only DLPack."""
 
     def __init__(self, values):
         self.values = np.array(values)
@@ -70,7 +71,7 @@ class Exporter:
 
 
 class Matrix(np.ndarray):
-    """A NumPy subclass whose operators do something else."""
+    """A NumPy subclass whose operators have another meaning."""
 
     def __array_ufunc__(self, *args, **options):
         raise TypeError("not the arithmetic of arrays")
@@ -106,6 +107,108 @@ def test_foreign_arrays(name, kind):
         seen = p.values if kind == "dlpack" else p.detach() if "torch" in kind else p
         assert np.array_equal(np.asarray(seen).ravel(), expected.ravel())
         assert opt.param_groups[0]["params"][0] is p
+
+
+def test_shallow_copy():
+    """A shallow copy would share arrays and not counts, and is an error; deep copies work."""
+    opt = proptim.RMSprop(model(), lr=0.1)
+    with pytest.raises(TypeError, match=r"shallow copy of RMSprop .* expected copy.deepcopy\(\)"):
+        copy.copy(opt)
+    assert copy.deepcopy(opt).lr == 0.1
+
+
+@pytest.mark.parametrize("copied", [lambda opt: opt, copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_a_copy_knows_that_a_group_was_added(copied):
+    """A copy of an optimizer refuses the step without its gradients too."""
+    opt = proptim.SGD([np.ones(2)], grads=[np.ones(2)])
+    opt.step()
+    opt.add_param_group({"params": [np.ones(3)]})
+    with pytest.raises(ValueError, match=r"no gradient of params\[1\], which was added after gradients were bound"):
+        copied(opt).step()
+
+
+@pytest.mark.parametrize("way", ["bound", "passed", "one by one"])
+def test_group_added_after_gradients_were_bound(way):
+    """After a group is added, step() without gradients is an error, until gradients or None are passed for all."""
+    w, b = model()
+    late = np.ones(3)
+    opt = proptim.SGD([w, b], grads=[GW, GB] if way == "bound" else None, lr=0.5)
+    if way == "passed":
+        opt.step([GW, GB])
+    elif way == "one by one":
+        for i, grad in enumerate((GW, GB)):
+            opt.step_param(i, grad)
+    opt.add_param_group({"params": [late]})
+    before = bits([w, b, late])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no gradient of params\[2\], which was added after gradients were bound"):
+            opt.step()
+    assert bits([w, b, late]) == before
+    if way == "one by one":
+        opt.step_param(2, np.ones(3))
+        opt.step()
+        assert late.tolist() == [0.0] * 3
+    else:
+        opt.step([GW, GB, None])
+        opt.step()
+        assert late.tolist() == [1.0] * 3
+        opt.step([GW, GB, np.ones(3)])
+        opt.step()
+        assert late.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("backend", [name for name, why in _backend.available_backends().items() if not why])
+def test_torch_is_told_of_writing(backend):
+    """A graph of autograd that needs the values before a step refuses to use those after it."""
+    if torch is None:
+        pytest.skip("torch is not installed")
+    w, idle = torch.ones(3, requires_grad=True), torch.ones(2)
+    grad = np.ones(3, np.float32)
+    opt = proptim.RMSprop([w, idle], lr=0.1, backend=backend)
+
+    def version():
+        return w._version, idle._version
+
+    start = version()
+    for count in range(1, 5):
+        opt.step([grad, None])
+        assert version() == (start[0] + count, start[1])
+    for count in range(5, 8):
+        opt.step_param(0, grad)
+        assert version() == (start[0] + count, start[1])
+    loss = (w * w).sum()
+    opt.step([grad, None])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    zeroed, before = torch.ones(3), w._version
+    opt.zero_grads = True
+    opt.step([zeroed, None])
+    assert (zeroed._version > 0, w._version) == (True, before + 1)
+    version = zeroed._version
+    opt.zero_grad()
+    proptim.clip_grad_norm([torch.ones(1), zeroed], 0.0)
+    assert zeroed._version >= version + 2
+    before = w._version
+    proptim.functional.sgd(w, grad, lr=0.1, backend=backend)
+    assert w._version == before + 1
+    with torch.inference_mode():
+        free = torch.ones(2)
+        proptim.SGD([free], lr=0.5, backend=backend).step([torch.ones(2)])
+        assert free.tolist() == [0.5, 0.5]
+
+
+def test_completion():
+    """dir() lists hyperparameters, options and public methods, and nothing of the rule."""
+    always = (
+        "add_param_group defaults grad_norm load load_state_dict param_groups remove_param_group reset save skipped"
+    )
+    always += (
+        " state state_dict step step_param steps zero_grad zero_grads threads backend clip_norm grad_scale nonfinite"
+    )
+    always += " max_skips flush_denormals watch master state_dtype cast_grads"
+    for cls in proptim.OPTIMIZERS.values():
+        shown = {name for name in dir(cls([np.zeros(1)])) if not name.startswith("_")}
+        assert shown == {*always.split(), *cls.hyper}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -162,7 +265,7 @@ def test_groups_have_their_own_hyperparameters(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_add_param_group(name):
-    """Parameters added mid-run begin at their own first step, with the defaults where nothing else is said."""
+    """Parameters that are added in mid-run begin at their own first step, with the defaults unless stated otherwise."""
     w, b = model()
     opt = run([w], [GW], name, lr=0.5, steps=2)
     opt.add_param_group({"params": [b], "lr": 0.25})
@@ -331,7 +434,7 @@ def test_adamw_decays_decoupled_by_default():
 
 
 def test_grad_norm():
-    """grad_norm is the norm of the scaled gradients of the last step, of those alone that are there."""
+    """grad_norm is the norm of the scaled gradients of the last step, without parameters that had none."""
     opt = proptim.SGD(model(), clip_norm=1.0, grad_scale=-0.5)
     assert opt.grad_norm is None
     opt.step([GW, GB])
@@ -343,7 +446,7 @@ def test_grad_norm():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_nonfinite(name, bad):
-    """propagate steps; skip changes nothing and counts; raise changes nothing and tells where."""
+    """A step with "propagate" is made; with "skip" it is only counted; with "raise" the error names the element."""
     grads = [GW.copy(), GB.copy()]
     grads[0][1, 2] = bad
     params = model()
@@ -366,7 +469,7 @@ def test_nonfinite(name, bad):
 
 
 def test_skipped_steps_clear_gradients():
-    """With zero_grads a skipped step clears them too: a NaN that is added to would stay for ever."""
+    """With zero_grads a skipped step clears the gradients too; otherwise an accumulated NaN would stay for ever."""
     grads, params = [GW.copy(), GB.copy()], model()
     grads[1][0] = math.nan
     proptim.SGD(params, grads=grads, nonfinite="skip", zero_grads=True).step()
@@ -397,7 +500,7 @@ def test_options():
 
 
 def test_garbage():
-    """An optimizer that is no longer referred to is gone at once, and lets go of the memory it held."""
+    """An optimizer without references is freed at once, and releases the memory of its arrays."""
     weights = array.array("d", B)
     opt = proptim.Adam([weights], grads=[GB])
     opt.step()
@@ -424,7 +527,7 @@ def test_arrays_cannot_be_resized_away():
 
 
 def test_gradients_are_let_go():
-    """A gradient that was replaced is not kept alive."""
+    """A gradient that has been replaced is not kept alive."""
     first, second = array.array("d", GB), array.array("d", GB)
     opt = proptim.SGD([B.copy()])
     opt.step([first])
@@ -436,7 +539,7 @@ def test_gradients_are_let_go():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hyperparameters_are_attributes(name):
-    """Every hyperparameter reads as the first group's, and sets every group's or is refused as there."""
+    """Every hyperparameter as an attribute: reading gives that of the groups, setting sets all or raises theirs."""
     opt = proptim.OPTIMIZERS[name]([{"params": [np.zeros(2)]}, {"params": [np.zeros(3)]}])
     for key, value in opt.defaults.items():
         assert getattr(opt, key) == opt.param_groups[0][key] == value, key
@@ -447,7 +550,7 @@ def test_hyperparameters_are_attributes(name):
             setattr(opt, key, value)
     opt.weight_decay = 0.25
     assert [group["weight_decay"] for group in opt.param_groups] == [0.25, 0.25]
-    before = [p.array.copy() for p in opt._parameters]
-    opt._parameters[0].array += 1
+    before = [p.array.copy() for p in opt._stepper.parameters]
+    opt._stepper.parameters[0].array += 1
     opt.step([np.zeros(2), np.zeros(3)], loss=1.0)
-    assert not np.array_equal(opt._parameters[0].array, before[0] + 1)  # the decay has moved it
+    assert not np.array_equal(opt._stepper.parameters[0].array, before[0] + 1)  # the decay has moved it

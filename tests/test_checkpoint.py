@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: refused or whole, whatever happens to the file or to the process (P12, P13)."""
+"""Checkpoints are read completely or raise an error, whatever happens to the file or to the process (P12, P13)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import npy, packed, unzipped
 from conftest import RUN_HERE, default
 from fuzz import fuzz_load
 from hypothesis import given, settings
@@ -31,16 +32,16 @@ from hypothesis import strategies as st
 from test_state import CASES, LOSSES, NAMES, Run, frozen
 
 import proptim
-from proptim import _backend, checkpoint, schedules
+from proptim import _backend, _interrupts, _state, checkpoint, schedules
 from proptim.cli import main
 from proptim.cli.selftest import OPTIONS, STAGES
 
-pytestmark = pytest.mark.once  # files are the same whoever steps, and resuming goes over all who do
+pytestmark = pytest.mark.once  # files do not depend on the backend, and tests of resuming go through all
 
 CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").glob("*"))
 UNREADABLE = r"state\.npz cannot be read \(.+\); expected a file written by Optimizer\.save"
 SECRETS = re.compile(r"zip|zlib|numpy|pickle|struct|codec|json\.|Errno|Expecting|Traceback|0x", re.IGNORECASE)
-"""Words of the libraries behind, which no message repeats."""
+"""Terms of the libraries underneath, which must not appear in messages."""
 
 
 def small(name="adam", options=None, steps=1):
@@ -57,7 +58,7 @@ def bits(opt, params):
 
 
 class Target:
-    """An optimizer that is to refuse files, and stay as it is."""
+    """An optimizer whose load() must fail and change nothing."""
 
     def __init__(self, path, name="adam", options=None):
         self.path = path / "state.npz"
@@ -101,8 +102,9 @@ def test_format(name, options, tmp_path):
         for array in arrays:
             _, key, kind = array.split("/")
             assert frozen(file[array]) == frozen(state[int(key)][kind])
-    assert header.pop("format") == "proptim checkpoint 2"
+    assert header.pop("format") == "proptim checkpoint 3"
     assert header.pop("arrays") == arrays
+    assert header.pop("rule") == ("Adam" if name == "adamw" else type(small(name, options)[0]).__name__)
     assert header.keys() == {"state", "param_groups", "steps", "skipped", "skips_in_a_row", "round"}
     counts = {str(i): {k: v for k, v in e.items() if not isinstance(v, np.ndarray)} for i, e in state.items()}
     assert header["state"] == counts
@@ -138,8 +140,42 @@ def test_layouts(dtype, tmp_path):
         assert frozen(twin.state_dict()) == frozen(opt.state_dict())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
+def test_arrays_in_pieces(dtype, tmp_path):
+    """State that is written in pieces, as by several processes, gives the same bytes; mapping reads the same."""
+    shapes = [(130, 70), (), (0,), (9001,)]
+    opt = proptim.Adam([np.ones(shape, dtype) for shape in shapes])
+    opt.step([np.full(shape, 0.5, dtype) for shape in shapes])
+    opt.save(tmp_path / "whole")
+    saved = opt.state_dict()
+    arrays = [(i, k, v) for i, entry in saved["state"].items() for k, v in entry.items() if isinstance(v, np.ndarray)]
+    pieces = (v.tobytes()[at : at + 999] for _, _, v in arrays for at in range(0, v.nbytes, 999))
+    views = (np.frombuffer(piece, np.uint8) for piece in pieces)
+    for i, name, array in arrays:
+        saved["state"][i][name] = checkpoint.Streamed(array.shape, array.dtype, views)
+    checkpoint.write(tmp_path / "pieces", saved)
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert next(views, None) is None
+    read, mapped = (checkpoint.read(tmp_path / "whole", mapped=mapped) for mapped in (False, True))
+    for i, name, array in arrays:
+        for loaded in (read, mapped):
+            assert (loaded["state"][i][name].shape, loaded["state"][i][name].tobytes()) == (
+                array.shape,
+                array.tobytes(),
+            )
+
+
+def test_mapping_what_is_no_file_of_ours(tmp_path):
+    """A file without bytes cannot be mapped, and is refused as any other."""
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "short").write_bytes(b"PK")
+    for name in ("empty", "short"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read .*; expected a file written by Optimizer\.save"):
+            checkpoint.read(tmp_path / name, mapped=True)
+
+
 def test_header_is_bounded(tmp_path, monkeypatch):
-    """No more JSON text is written than is read."""
+    """No more JSON text is written than the reader accepts."""
     content = saved(tmp_path)
     monkeypatch.setattr(checkpoint, "MAX_HEADER", 100)
     with pytest.raises(ValueError, match=r"hyperparameters and names take \d+ bytes; expected at most 100"):
@@ -170,28 +206,6 @@ def test_flipped(name, tmp_path):
 
 
 # Foreign and hostile files -------------------------------------------------------------------------------------------
-
-
-def unzipped(content):
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def packed(members, seal=True, **options):
-    """An archive with right checksums of whatever members: name -> content, or pairs of them."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", **options) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.comment = b"-" * 8
-    whole = file.getvalue()[:-8]
-    return whole + (b"%08x" % zlib.crc32(whole) if seal else b"00000000")
-
-
-def npy(array, **options):
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, **options)
-    return file.getvalue()
 
 
 def raw_npy(descr, shape, data=b"", fortran="False", version=b"\1\0"):
@@ -248,7 +262,13 @@ HOSTILE = {
     "list": (hostile(b"[1]"), "its header is no dict in JSON text"),
     "number": (hostile(b"7"), "its header is no dict in JSON text"),
     "no format": (hostile(format=None), "its format is None, which this version does not read"),
-    "newer": (hostile(format="proptim checkpoint 3"), "its format is 'proptim checkpoint 3', which this version"),
+    "newer": (hostile(format="proptim checkpoint 4"), "its format is 'proptim checkpoint 4', which this version"),
+    "formats list": (hostile(formats=[LISTED[0]]), 'no dict "formats" with "bfloat16" for some of its "arrays"'),
+    "format of nothing": (hostile(formats={"state/0/x": "bfloat16"}), 'no dict "formats" with "bfloat16" for some'),
+    "unknown dtype": (hostile(formats={LISTED[0]: "float8"}), 'no dict "formats" with "bfloat16" for some of its'),
+    "odd dtype": (hostile(formats={LISTED[0]: []}), 'no dict "formats" with "bfloat16" for some of its "arrays"'),
+    "named other": (hostile(formats={LISTED[0]: "bfloat16"}), "is float64, and its header says otherwise"),
+    "not named": (hostile(contents={FIRST: npy(np.zeros(3, "u2"))}), "is uint16, and its header says otherwise"),
     "odd format": (hostile(format=[[]]), "its format is [[]], which"),
     "no seal": (hostile(seal=False), "damaged or cut short: its checksum at the end is wrong"),
     "no state": (hostile(state=None), 'no dict "state"'),
@@ -287,7 +307,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files(kind, tmp_path):
-    """What no save wrote is refused in words, runs nothing, and takes no memory beyond its own size."""
+    """A file that `save` did not write raises an error, executes nothing, and takes no memory beyond its own size."""
     content, message = HOSTILE[kind]
     target = Target(tmp_path)
     tracemalloc.start()
@@ -320,8 +340,8 @@ FITS_NOT = {
     "lr list": ({"param_groups": [{"params": [0, 1], "lr": [[1], {}]}]}, "Invalid learning rate: ([1], {})"),
     "flag": ({"param_groups": [{"params": [0, 1], "maximize": 1}]}, "Invalid maximize: 1 (expected True or False)"),
     "steps": ({"steps": "x"}, "'steps' of state_dict is 'x'; expected a number"),
-    "many steps": ({"steps": 10**400}, "expected a number"),
-    "too many steps": ({"steps": 2**53 + 2}, "'steps' of state_dict is 9.0072e+15; expected a count, at most 2**53"),
+    "many steps": ({"steps": 10**400}, "expected a count, below 2**63"),
+    "too many steps": ({"steps": 2**63}, "'steps' of state_dict is 9.22337e+18; expected a count, below 2**63"),
     "skipped": ({"skipped": -1}, "'skipped' of state_dict is -1; expected a count"),
     "skips": ({"skips_in_a_row": {}}, "'skips_in_a_row' of state_dict is {}; expected a number"),
     **{f"round {r}": ({"round": r}, f"'round' of state_dict is {r!r}; expected a list of indices of parameters")
@@ -332,7 +352,7 @@ FITS_NOT = {
 
 @pytest.mark.parametrize("kind", FITS_NOT)
 def test_headers_that_do_not_fit(kind, tmp_path):
-    """A readable file whose values are none: said with the name of the file."""
+    """A readable file with invalid values raises an error with the name of the file."""
     changes, message = FITS_NOT[kind]
     said = Target(tmp_path).refuse(hostile(**changes), "does not fit this Adam: ")
     assert said.startswith("FILE does not fit this Adam: ")
@@ -372,7 +392,7 @@ def test_files_of_other_parameters(name, kind, tmp_path):
 
 
 def test_named_parameters(tmp_path):
-    """Names are compared where both have them."""
+    """Names of parameters are compared if both sides have them."""
     proptim.SGD({"a": np.ones(2)}).save(tmp_path / "state.npz")
     opt = proptim.SGD({"b": np.ones(2)})
     with pytest.raises(ValueError, match=r"does not fit this SGD: .* has the parameters \['a'\]; expected \['b'\]"):
@@ -380,7 +400,7 @@ def test_named_parameters(tmp_path):
 
 
 def test_no_regular_files(tmp_path):
-    """Folders and pipes are neither read nor replaced; a file that is not there is that."""
+    """Folders and pipes are neither read nor replaced; a missing file raises FileNotFoundError."""
     opt, _ = small()
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
@@ -439,8 +459,8 @@ class Injector:
         sys.setprofile(None)
 
 
-EXIT = type(proptim.SGD([np.ones(1)])._or_nothing()).__exit__.__code__
-"""From here on everything is done."""
+EXIT = _interrupts.commit.__code__
+"""Called when everything is done; later errors change nothing."""
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
@@ -453,7 +473,7 @@ def test_loading_that_fails_anywhere(name, error):
     before = run.bits()
     n = 1
     while True:
-        with Injector(checkpoint.parse.__code__, EXIT, error, n) as injector:
+        with Injector(_state.parse.__code__, EXIT, error, n) as injector:
             try:
                 run.opt.load_state_dict(loaded)
                 break
@@ -478,17 +498,18 @@ def test_a_refused_load_leaves_the_next_steps(name):
     options = {**OPTIONS[name][-1], **STAGES[1]}
     loaded = Run(name, {**options, "weight_decay": 0.2}).go([0]).opt.state_dict()
     alone = Run(name, options).go(range(len(LOSSES))).bits()
-    with Injector(checkpoint.parse.__code__, EXIT, MemoryError, 0) as injector:
-        Run(name, options).opt.load_state_dict(loaded)
+    counted = Run(name, options).go(range(3))
+    with Injector(_state.parse.__code__, EXIT, MemoryError, 0) as injector:
+        counted.opt.load_state_dict(loaded)
     for n in range(1, injector.count, 7):
         run = Run(name, options).go(range(3))
-        with Injector(checkpoint.parse.__code__, EXIT, MemoryError, n), pytest.raises(MemoryError):
+        with Injector(_state.parse.__code__, EXIT, MemoryError, n), pytest.raises(MemoryError):
             run.opt.load_state_dict(loaded)
         assert run.go(range(3, len(LOSSES))).bits() == alone
 
 
 class Failing:
-    """A plan type that fails where told: when made, or when bound."""
+    """A plan type that fails at a given moment: when made, or when bound."""
 
     def __init__(self, real, where):
         self.real, self.where = real, where
@@ -503,7 +524,7 @@ class Failed:
     def __init__(self, plan):
         self.plan = plan
 
-    def bind(self, grads):
+    def bind(self, *args):
         raise MemoryError
 
     def __getattr__(self, name):
@@ -513,7 +534,9 @@ class Failed:
 @pytest.mark.parametrize("where", ["made", "bound"])
 @pytest.mark.parametrize("name", NAMES)
 def test_plans_that_cannot_be_made(name, where, monkeypatch):
-    """No memory for a plan, in load_state_dict, add_param_group or a step that grows the state: as if never asked."""
+    """No memory for a plan, in load_state_dict, in a step after a group was added or that grows the state, and in
+    remove_param_group: the call has changed nothing.
+    """
     grows = {"momentum": 0.5, "amsgrad": True}
     options = {k: v for k, v in OPTIONS[name][0].items() if k not in grows}
     run, twin = (Run(name, options).go(range(2)) for _ in range(2))
@@ -523,16 +546,20 @@ def test_plans_that_cannot_be_made(name, where, monkeypatch):
     def fail():
         monkeypatch.setattr(_backend, "plan_type", lambda backend: Failing(real(backend), where))
 
-    for change in (
-        lambda: run.opt.load_state_dict(fit),
-        lambda: run.opt.add_param_group({"params": {"new": np.ones(3)}}),
-    ):
-        fail()
+    fail()
+    with pytest.raises(MemoryError):
+        run.opt.load_state_dict(fit)
+    assert run.bits() == before
+    run.opt.add_param_group({"params": {"new": np.ones(3)}})  # whose plan is made by the next step
+    more = run.bits()
+    for change in (run.opt.step, lambda: run.opt.step_param("new", np.ones(3)), lambda: run.opt.remove_param_group(1)):
         with pytest.raises(MemoryError):
             change()
-        monkeypatch.setattr(_backend, "plan_type", real)
-        assert run.bits() == before
-        assert len(run.opt.param_groups) == 1
+        assert run.bits() == more
+        assert len(run.opt.param_groups) == 2
+    monkeypatch.setattr(_backend, "plan_type", real)
+    run.opt.remove_param_group(1)
+    assert run.bits() == before
     grown = {k: v for k, v in grows.items() if k in run.opt.param_groups[0]}
     if grown:
         for each in (run, twin):
@@ -635,7 +662,7 @@ print(failed)
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 1), (4000, 97)])
 def test_no_room_for_the_file(size, stride, fresh):
-    """A file that may not grow beyond any length: OSError, the old one stays, no other, and later it works."""
+    """A limit on the size of files: OSError, the old file stays, no other file appears, and a later save works."""
     assert int(fresh(LIMITED.replace("SIZE, STRIDE", f"{size}, {stride}"))) > 400
 
 
@@ -704,8 +731,8 @@ proptim.Adagrad([np.zeros(3), np.zeros(())]).save("state.npz")
 for line in sys.stdin:
     child = os.fork()
     if not child:
+        print(os.getpid(), flush=True)  # before what it says of its saves
         work(int(line))
-    print(child, flush=True)
     if int(line):
         print(os.waitpid(child, 0)[1], flush=True)
     else:
@@ -716,7 +743,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def saver(tmp_path):
-    """A process that forks one that saves; what it says and hears, line by line."""
+    """A process that forks children that save; its input and output, line by line."""
     process = subprocess.Popen(
         [sys.executable, "-c", SAVER], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     )
@@ -727,7 +754,7 @@ def saver(tmp_path):
 
 
 def saved_steps(path):
-    """Steps of the saved run, whose state says the same: one file, whole."""
+    """The number of steps of the saved run, after checking that there is one complete file."""
     opt = proptim.Adagrad([np.zeros(3), np.zeros(())])
     opt.load(path)
     assert {entry["step"] for entry in opt.state.values()} == {opt.steps}
@@ -799,11 +826,11 @@ def by_pickle(opt, fresh, path):
 
 
 def by_torch(opt, fresh, path):
-    """Into torch's optimizer of the same rule, and what that has to say back again."""
+    """Through torch's optimizer of the same rule and back."""
     saved = opt.state_dict()
     for entry in saved["state"].values():
         entry.update({k: torch.tensor(v) for k, v in entry.items() if k == "step" or isinstance(v, np.ndarray)})
-    params = [torch.tensor(p.array) for p in opt._parameters]
+    params = [torch.tensor(p.array) for p in opt._stepper.parameters]
     theirs = getattr(torch.optim, type(opt).__name__)(params)
     theirs.load_state_dict(saved)
     fresh.load_state_dict(theirs.state_dict())
@@ -904,13 +931,13 @@ def test_resume_is_exact(journey):
 
 def arrays_of(opt):
     """The state arrays themselves."""
-    return [array for p in opt._parameters for array in p.state.values()]
+    return [array for p in opt._stepper.parameters for array in p.state.values()]
 
 
 @pytest.mark.parametrize("way", ["file", "state_dict"])
 @pytest.mark.parametrize("stop", range(8))
 def test_rounds_go_on(way, stop, tmp_path):
-    """A run of step_param that is left in the middle of a round counts and schedules on as one that is not."""
+    """A run of step_param that is saved in the middle of a round continues its count and schedules."""
 
     def make(params):
         return proptim.SGD(params, lr=schedules.linear(1.0, 0.0, 5))
@@ -932,7 +959,7 @@ def test_rounds_go_on(way, stop, tmp_path):
 
 
 def test_skips_in_a_row_go_on(tmp_path):
-    """Those before the save count towards max_skips."""
+    """Skips before the save count towards max_skips."""
     opt, twin = (proptim.SGD([np.ones(1)], nonfinite="skip", max_skips=2) for _ in range(2))
     for _ in range(2):
         opt.step([np.array([np.nan])])
@@ -942,7 +969,7 @@ def test_skips_in_a_row_go_on(tmp_path):
 
 
 def test_fixed_options_come_with_the_state():
-    """Rprop's lr is the first step size: with a state it is what the state began with, without it begins one."""
+    """Rprop's lr is the first step size: a loaded state brings its step sizes, and without one they begin with lr."""
     opt = proptim.Rprop([np.zeros(2)], lr=0.5)
     opt.step([np.ones(2)])
     loaded = opt.state_dict()
@@ -977,8 +1004,9 @@ def test_state_under_text_keys_is_not_lost():
 RUN = [
     {"name": "none"}, {"name": 3}, {"seed": -1}, {"seed": "0"}, {"sizes": []}, {"sizes": [4]}, {"sizes": [4, 10**9, 3]},
     {"sizes": "8"}, {"sizes": [4.0, 6, 3]}, {"batch_size": 0}, {"batch_size": None}, {"digest": 1.5}, {"epochs": True},
-    {"epochs": 0}, {"lr": None}, {"lr": "x"}, {"steps": []}, {"seconds": {}}, {"loss": [], "test_accuracy": []},
-    {"loss": ["x"]}, {"loss": 1.0}, {"test_accuracy": []}, {"test_accuracy": [[0.5]]}, {"more": 1},
+    {"epochs": 0}, {"lr": None}, {"lr": "x"}, {"steps": []}, {"seconds": {}}, {"loss": [], "test_score": []},
+    {"loss": ["x"]}, {"loss": 1.0}, {"test_score": []}, {"test_score": [[0.5]]}, {"more": 1}, {"task": "x"},
+    {"task": 1}, {"loss": [float("nan")]},
 ]  # fmt: skip
 
 
@@ -1012,7 +1040,7 @@ def refused_run(capsys, path, command):
 
 @pytest.mark.parametrize("change", RUN, ids=str)
 def test_hostile_runs(change, kept, capsys):
-    """A run with a value that none has is refused by the name of its file, in one line."""
+    """A run with an invalid value raises an error of one line with the name of the file."""
     path, command = kept
     changed(path, lambda header: header["run"].update(change))
     said = refused_run(capsys, path, command)
@@ -1020,7 +1048,7 @@ def test_hostile_runs(change, kept, capsys):
 
 
 def test_runs_that_do_not_fit(kept, capsys):
-    """A run of other layers or with the state of another optimizer is refused by the name of its file."""
+    """A run with other layers or the state of another optimizer raises an error with the name of the file."""
     path, command = kept
     whole = path.read_bytes()
     changed(path, lambda header: header["param_groups"][0].update(params=[0]))
@@ -1028,13 +1056,16 @@ def test_runs_that_do_not_fit(kept, capsys):
     path.write_bytes(whole)
     changed(path, lambda header: header["run"].update(name="lion"))
     said = refused_run(capsys, path, [*command, "--optimizer", "lion"])
-    assert said.startswith("FILE does not fit this Lion: group 0 of state_dict has the hyperparameter")
+    assert said.startswith("FILE does not fit this Lion: state_dict is that of 'Adam'; expected one of Lion")
     path.write_bytes(whole)
     members = unzipped(whole)
     members["state/0/param.npy"] = npy(np.zeros((4, 6)))
     path.write_bytes(packed(members))
     said = refused_run(capsys, path, command)
-    assert said == "FILE does not fit this Adam: param of state 0 is float64; expected float32"
+    assert said == (
+        "FILE cannot be resumed (its arrays are not the weights and biases of a network); expected a file that --save "
+        "wrote"
+    )
     path.write_bytes(whole[:-1])
     said = refused_run(capsys, path, command)
     assert said.startswith("FILE cannot be resumed (it is damaged or cut short")
@@ -1045,7 +1076,7 @@ def test_runs_that_do_not_fit(kept, capsys):
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_corpus(path):
-    """What the fuzzer starts from, and what it found."""
+    """The files that the fuzzer starts from, and those with which it found errors."""
     assert path.stat().st_size < 2048
     fuzz_load.check(path.read_bytes())
 

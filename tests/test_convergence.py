@@ -1,4 +1,4 @@
-"""Every optimizer gets to the bottom of a bowl and of Rosenbrock's valley; and what a few rules do on the way."""
+"""Every optimizer finds the minimum of a quadratic and of Rosenbrock's function; and properties of a few rules."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def rosenbrock(x):
 
 # Hyperparameters, steps, and the loss that must be reached by then; the loss at first is 252.5 and 24.2.
 # Lion and RMSprop move by lr whatever the gradient, Adadelta by its own past: they settle only if lr falls.
+# An optimizer that is not named has to get there from a small learning rate, in many steps.
 BOWL = [
     ("sgd", {"lr": 0.018}, 500, 1e-7),
     ("sgd", {"lr": 0.01, "momentum": 0.9}, 300, 1e-10),
@@ -41,6 +42,7 @@ BOWL = [
     ("nadam", {"lr": 0.1}, 200, 1e-10),
     ("lion", {"lr": exponential(0.1, 0.9, every=10)}, 1000, 1e-9),
 ]
+BOWL += [(name, {"lr": 0.01}, 2000, 1e-6) for name in proptim.OPTIMIZERS if name not in {row[0] for row in BOWL}]
 VALLEY = [
     ("sgd", {"lr": 1e-3, "momentum": 0.9}, 3000, 1e-10),
     *[("rprop", {"variant": variant}, 5000, 1e-3) for variant in ("rprop-", "rprop+")],
@@ -53,6 +55,11 @@ VALLEY = [
     ("adamw", {"lr": 0.05, "weight_decay": 0.0}, 2000, 1e-6),
     ("nadam", {"lr": exponential(0.05, 0.5, every=1000)}, 3000, 1e-5),
     ("lion", {"lr": exponential(0.02, 0.5, every=300)}, 5000, 1e-8),
+]
+VALLEY += [
+    (name, {"lr": exponential(2e-3, 0.5, every=4000)}, 10000, 0.1)
+    for name in proptim.OPTIMIZERS
+    if name not in {row[0] for row in VALLEY}
 ]
 
 

@@ -1,4 +1,4 @@
-"""Which backend and instruction set runs, what is said if it cannot, and what an import leaves alone."""
+"""Which backend and instruction set runs, the errors if it cannot, and what an import must not change."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ GONE = "ModuleNotFoundError(f'No module named {name}', name=name)"
     ids=["pure", "broken"],
 )
 def test_no_core(fresh, error, reason):
-    """Asked for in vain, the compiled core is an error that says why; in all that would use it."""
+    """If the compiled core is requested and missing, everything that would use it raises an error that says why."""
     script = """
 w = np.ones(3)
 for use in (lambda: proptim.SGD([w]), lambda: proptim.functional.sgd(w, w.copy(), lr=1.0),
@@ -112,7 +112,7 @@ for use in (lambda: proptim.SGD([w]), lambda: proptim.functional.sgd(w, w.copy()
         print(error)
 print(w, proptim.available_isas(), repr(proptim.isa()))
 """
-    refusal = f"backend 'c' was asked for, but {reason}; expected 'numba' or 'numpy'"
+    refusal = f"backend 'c' was requested, but {reason}; expected 'numba' or 'numpy'"
     found = fresh(HIDE % error + script, PROPTIM_BACKEND="c")
     assert found.splitlines() == [*[refusal] * 4, "[1. 1. 1.] () ''"]
 
@@ -137,8 +137,8 @@ for w in caught:
     reason = "this installation has no compiled core (the pure-Python wheel, PROPTIM_PURE=1)"
     assert fresh(HIDE % GONE + script).splitlines() == [
         f"{instead} {instead}",
-        f"RuntimeWarning proptim steps with {instead}: {reason}; "
-        f"set PROPTIM_BACKEND={instead} to say that this is wanted",
+        f"RuntimeWarning proptim uses the backend {instead!r}: {reason}; "
+        f"set PROPTIM_BACKEND={instead} to avoid this warning",
     ]
 
 
@@ -150,7 +150,7 @@ def test_core_that_misses_a_module(fresh):
 
 
 def test_import_changes_nothing(fresh):
-    """Importing proptim loads NumPy and the core only, starts no thread, and leaves environment and warnings alone."""
+    """Importing proptim loads only NumPy and the core, starts no thread, and leaves environment and warnings alone."""
     script = """
 import os, sys, threading, warnings
 import numpy as np
@@ -193,7 +193,7 @@ modes = ctypes.CDLL("./modes.so")
 usual = modes.get()
 
 def arrays(opt, param):
-    return [param, *opt._parameters[0].state.values()]
+    return [param, *opt._stepper.parameters[0].state.values()]
 
 def run(name, dtype, options):
     rng = np.random.default_rng(0)
@@ -232,7 +232,7 @@ print("same")
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_flush_to_zero(fresh, tmp_path, threads):
-    """Flush-to-zero, set by somebody else, does not reach the results of the core and is still on afterwards."""
+    """Flush-to-zero, set by other code, does not affect the results of the core and is still on afterwards."""
     (tmp_path / "modes.c").write_text(MODES)
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", "modes.so", "modes.c"], cwd=tmp_path, check=True)
     assert fresh(FLUSHED.replace("THREADS", str(threads))) == "same"

@@ -1,4 +1,4 @@
-"""What is written is true: examples in docstrings and README run, and nothing public goes undescribed."""
+"""Examples in docstrings and README run, and everything public is documented."""
 
 from __future__ import annotations
 

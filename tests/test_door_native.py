@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def needs(*tools):
-    """Skip where a program is missing, and say which."""
+    """Skip if a program is missing, and name it."""
     missing = [tool for tool in tools if not shutil.which(tool)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
@@ -96,6 +96,26 @@ def test_c(tmp_path):
         opt.lr = 0.02 * (2000 - step) / 2000
         opt.step()
     assert np.array_equal(numbers(run(["./train"], tmp_path)), w)
+
+
+@needs("bash", "cc")
+@pytest.mark.slow
+def test_c_bfloat16(tmp_path):
+    """The program with weights in bfloat16 prints those of float32, rounded, with gradients at the rounded ones."""
+    source = Path(shutil.copy(EXAMPLES / "c/train_bf16.c", tmp_path))
+    run(f"{command_of(source)} -Wall -Wextra -pedantic -Werror", tmp_path)
+
+    w, grad = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    opt = proptim.RMSprop([w], grads=[grad], alpha=0.9, eps=1e-8)
+
+    def rounded():
+        return ((w.view(np.uint32) + 0x8000) & 0xFFFF0000).view(np.float32)
+
+    for step in range(2000):
+        grad[:] = gradient(rounded())[0]
+        opt.lr = 0.02 * (2000 - step) / 2000
+        opt.step()
+    assert np.array_equal(numbers(run(["./train_bf16"], tmp_path)).astype(np.float32), rounded())
 
 
 @needs("bash", "cc", "c++")
@@ -221,12 +241,13 @@ except ValueError as error:
 
 
 def recorded():
-    """ABI number, bytes of the table, rules and stages, as tests/c/abi.txt has them."""
+    """ABI number, bytes of the table, rules, stages and formats, as tests/c/abi.txt has them."""
     text = ABI.read_text()
     (abi,) = re.findall(r"^PROPTIM_ABI = (\d+)$", text, re.MULTILINE)
     members = re.findall(r"^    \w+ at (\d+)$", text.partition("\nproptim_api:\n")[2], re.MULTILINE)
     size = int(members[-1]) + ctypes.sizeof(ctypes.c_void_p)
-    return int(abi), size, *(len(re.findall(rf"^{word} ", text, re.MULTILINE)) for word in ("rule", "stage"))
+    rules, stages, codecs = (len(re.findall(rf"^{row} ", text, re.MULTILINE)) for row in ("rule", "stage", "format"))
+    return int(abi), size, rules, stages, codecs + 1  # plain has no codec
 
 
 @needs("bash", "cc")
@@ -234,13 +255,14 @@ def recorded():
 @pytest.mark.parametrize(
     ("file", "before", "after", "more", "advice"),
     [
-        ("proptim.h", "PROPTIM_ABI = ", "PROPTIM_ABI = 1 + ", (1, 0, 0, 0), "upgrade proptim"),
-        ("proptim.h", "PROPTIM_ABI = ", "PROPTIM_ABI = -1 + ", (-1, 0, 0, 0), "compile it again"),
-        ("proptim.h", "} proptim_api;", "void *one; } proptim_api;", (0, 8, 0, 0), "upgrade proptim"),
-        ("rules.def", "", "PROPTIM_RULE(ftrl, (param, grad), (lr))\n", (0, 0, 1, 0), "upgrade proptim"),
-        ("stages.def", "", "PROPTIM_STAGE(ema, (param), 0.0)\n", (0, 0, 0, 1), "upgrade proptim"),
+        ("proptim.h", "PROPTIM_ABI = ", "PROPTIM_ABI = 1 + ", (1, 0, 0, 0, 0), "upgrade proptim"),
+        ("proptim.h", "PROPTIM_ABI = ", "PROPTIM_ABI = -1 + ", (-1, 0, 0, 0, 0), "compile it again"),
+        ("proptim.h", "} proptim_api;", "void *one; } proptim_api;", (0, 8, 0, 0, 0), "upgrade proptim"),
+        ("rules.def", "", 'PROPTIM_RULE(ftrl, (param, grad), "wr", (lr))\n', (0, 0, 1, 0, 0), "upgrade proptim"),
+        ("stages.def", "", "PROPTIM_STAGE(ema, (param), 0.0)\n", (0, 0, 0, 1, 0), "upgrade proptim"),
+        ("codecs.def", "", "PROPTIM_CODEC(F8, f8, (1, 0), REAL *x)\n", (0, 0, 0, 0, 1), "upgrade proptim"),
     ],
-    ids=["newer ABI", "older ABI", "longer table", "more rules", "more stages"],
+    ids=["newer ABI", "older ABI", "longer table", "more rules", "more stages", "more formats"],
 )
 def test_other_header(tmp_path, file, before, after, more, advice):
     """An extension that was compiled with a header that does not fit is refused when it is imported, in words."""
@@ -250,7 +272,7 @@ def test_other_header(tmp_path, file, before, after, more, advice):
     (include / file).write_text(text.replace(before, after) if before else text + after)
     build_stepper(tmp_path, include)
     told = run([sys.executable, "-c", "import stepper"], tmp_path, code=1).splitlines()[-1]
-    words = "{} of {} bytes, {} rules and {} stages"
+    words = "{} of {} bytes, {} rules, {} stages and {} formats"
     theirs, mine = words.format(*recorded()), words.format(*(n + m for n, m in zip(recorded(), more, strict=True)))
     assert told == (f"ImportError: proptim has C API {theirs}, and this extension was compiled with {mine}: {advice}")
 
@@ -265,8 +287,8 @@ at = get(b"proptim._C_API", 0)
 name = ctypes.pythonapi.PyCapsule_GetName
 name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
 import proptim
-print(name(proptim._C_API).decode(), *(ctypes.c_uint32 * 4).from_address(at))
-print(all((ctypes.c_void_p * 16).from_address(at + 16)))
+print(name(proptim._C_API).decode(), *(ctypes.c_uint32 * 5).from_address(at))
+print(all((ctypes.c_void_p * 16).from_address(at + 24)))
 """
 
 
@@ -289,7 +311,7 @@ def test_pure_wheel(monkeypatch, capsys):
     with pytest.raises(AttributeError) as told:
         proptim._C_API  # noqa: B018
     assert str(told.value) == f"proptim has no C API here: {_backend.missing_core}"
-    message = f"{_backend.missing_core}, and so no C headers and sources; expected an installation that was compiled"
+    message = f"{_backend.missing_core}, so there are no C headers and sources; expected a compiled installation"
     for find in (proptim.get_include, proptim.get_cmake_dir):
         with pytest.raises(FileNotFoundError) as missing:
             find()
@@ -363,7 +385,7 @@ def test_pxd():
     assert re.findall(members, pxd) == re.findall(members, header)
 
     lists = (Path(_core.__file__).parent / "rules.pxd").read_text()
-    for rule, (arrays, coefs) in _core.rules().items():
+    for rule, (arrays, _, coefs) in _core.rules().items():
         assert f"    proptim_rule PROPTIM_{rule}\n" in lists
         assert f"    ctypedef struct proptim_{rule}_arrays:\n        proptim_array {', '.join(arrays)}\n" in lists
         assert f"    ctypedef struct proptim_{rule}_coefs:\n        double {', '.join(coefs)}\n" in lists
@@ -374,8 +396,10 @@ def test_pxd():
 @needs("bash", "cc", "c++")
 @pytest.mark.parametrize("compiler", ["cc -std=c99 -xc", "c++ -std=c++11 -xc++"])
 def test_headers(tmp_path, compiler):
-    """Both headers compile as C99 and as C++11 without a warning, and leave no macro behind but their own."""
-    (tmp_path / "header").write_text("#include <proptim_python.h>\n#include <proptim.h>\n#include <proptim_python.h>\n")
+    """The headers compile as C99 and as C++11 without a warning, and leave no macro behind but their own."""
+    (tmp_path / "header").write_text(
+        "#include <proptim_python.h>\n#include <proptim.h>\n#include <proptim_coefs.h>\n#include <proptim_python.h>\n"
+    )
     python = [f"-isystem{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
     strict = ["-Wall", "-Wextra", "-pedantic", "-Werror", *python, f"-I{proptim.get_include()}"]
     run([*compiler.split(), *strict, "-fsyntax-only", "header"], tmp_path)
@@ -439,6 +463,45 @@ def test_find_package(tmp_path, find, languages, told):
     assert told in configure(tmp_path, find, folder, languages=languages, code=int(bool(told)))
 
 
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """Where `cmake --install` of the checkout has put the C library, moved from where it was told to put it."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = f"-DBUILD_TESTING=OFF -DCMAKE_INSTALL_PREFIX={folder}/told"
+    run(f"cmake -S {ROOT} -B build {options} && cmake --build build -j2 && cmake --install build", folder)
+    return (folder / "told").rename(folder / "moved")
+
+
+@needs("bash", "cc", "cmake")
+@pytest.mark.slow
+def test_a_checkout_installed_for_cmake(tmp_path, prefix):
+    """find_package of the example takes the installed library, without Python, sources or a variable of its own."""
+    shutil.copytree(EXAMPLES / "cmake", tmp_path, dirs_exist_ok=True)
+    command = command_of(tmp_path / "CMakeLists.txt")
+    own = command.replace("-Dproptim_DIR=$(python -m proptim --cmakedir)", f"-DCMAKE_PREFIX_PATH={prefix}")
+    assert "python" in command
+    assert "python" not in own
+    printed = run(own, tmp_path)
+    assert not list((tmp_path / "build").rglob("kernels_*.o"))
+    assert np.abs(numbers("\n".join(printed.splitlines()[-3:])) - [1, -2, 3]).max() < 1e-3
+
+
+@needs("bash", "cc", "cmake", "pkg-config")
+@pytest.mark.slow
+def test_a_checkout_installed_for_pkg_config(tmp_path, prefix):
+    """A program is compiled with what pkg-config says, and that is all it needs; the pool of threads is there."""
+    (folder,) = {path.parent for path in prefix.rglob("proptim.pc")}
+    source = EXAMPLES / "cmake/train.c"
+    run(f"cc {source} -o train $(pkg-config --cflags --libs proptim) -lm", tmp_path, PKG_CONFIG_PATH=str(folder))
+    assert np.abs(numbers(run(["./train"], tmp_path)) - [1, -2, 3]).max() < 1e-3
+    (tmp_path / "pool.c").write_text(
+        "#include <proptim.h>\nint main(void) { return proptim_get_api()->pool ? 0 : 1; }\n"
+    )
+    run("cc pool.c $(pkg-config --cflags --libs proptim) && ./a.out", tmp_path, PKG_CONFIG_PATH=str(folder))
+    asked = run(["pkg-config", "--modversion", "proptim"], tmp_path, PKG_CONFIG_PATH=str(folder))
+    assert asked.strip() == proptim.__version__
+
+
 @needs("bash", "cc")
 def test_fast_math_is_refused(tmp_path):
     """The sources do not compile with flags that would change the bits without a word."""
@@ -452,7 +515,8 @@ def test_fast_math_is_refused(tmp_path):
 PAGE = (PAGES / "c.md").read_text() if PAGES.is_dir() else ""
 TABLE = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(.+)` \|$", PAGE, re.MULTILINE)
 
-MU = "".join(re.findall(r"`mu\(t\)` is `(.+?)`", PAGE))
+DEFINED = dict(re.findall(r"`(\w+)\(t\)` is\s`(.+?)`", PAGE))
+MOST = "".join(re.findall(r"with `(.+?)` for\s`most`", PAGE))
 
 
 @pytest.mark.parametrize(
@@ -467,10 +531,13 @@ def test_coefficients(cls):
             continue
         opt = cls([np.zeros(1)], **options)
         names = dict(cls.settled(opt.param_groups[0], 0))
-        clock = opt._parameters[0].clock
+        clock = opt._stepper.parameters[0].clock
         if "betas" in names:
             names["beta1"], names["beta2"] = names["betas"]
-        names |= {"sqrt": sqrt, "mu": lambda t, names=names: eval(MU, {**names, "t": t})}
+            names["most"] = eval(MOST, dict(names))
+        names["sqrt"] = sqrt
+        for name, text in DEFINED.items():
+            names[name] = lambda t, names=names, text=text: eval(text, {**names, "t": t})
         names["mu_product"] = lambda t, mu=names["mu"]: prod(map(mu, range(1, t + 1)), start=1.0)
         for t in (1, 2, 3):
             coefs, clock = cls.advance(names, clock, None)
@@ -481,3 +548,79 @@ def test_coefficients(cls):
 def plain(name, names):
     """A coefficient that is a hyperparameter, or one minus it."""
     return 1 - names[name.removeprefix("one_minus_")] if name.startswith("one_minus_") else names[name]
+
+
+INITS = dict(
+    re.findall(
+        r"proptim_(\w+)_coefs_init\(proptim_\w+_coefs \*coefs, ([^)]+)\)\s*{",
+        (ROOT / "csrc/include/proptim_coefs.h").read_text() if EXAMPLES.is_dir() else "",
+    )
+)
+"""Rule -> the parameters of its function in proptim_coefs.h, as C has them."""
+IN_C = {
+    "double": ctypes.c_double,
+    "int": ctypes.c_int,
+    "uint64_t": ctypes.c_uint64,
+    "proptim_rprop_variant": ctypes.c_int,
+}
+PARTS = {"betas": ("beta1", "beta2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_min", "step_max")}
+
+
+@pytest.fixture(scope="module")
+def inits(tmp_path_factory):
+    """The functions of proptim_coefs.h, which are inline, in a library."""
+    folder = tmp_path_factory.mktemp("inits")
+    lines = ["#include <proptim_coefs.h>"]
+    for rule, parameters in INITS.items():
+        names = ", ".join(re.findall(r"(\w+)(?:,|$)", parameters))
+        lines.append(f"void init_{rule}(proptim_{rule}_coefs *coefs, {parameters})")
+        lines.append(f"{{ proptim_{rule}_coefs_init(coefs, {names}); }}")
+    lines.append("double word(double lr, double low, double high) { return proptim_rprop_step_word(lr, low, high); }")
+    (folder / "inits.c").write_text("\n".join(lines) + "\n")
+    command = f"cc -std=c99 -O2 -ffp-contract=off -shared -fPIC -I{proptim.get_include()} inits.c -o inits.so -lm"
+    run(command, folder)
+    return ctypes.CDLL(str(folder / "inits.so"))
+
+
+@needs("bash", "cc")
+@pytest.mark.parametrize("name", proptim.OPTIMIZERS)
+def test_coefs_init(inits, name):
+    """A function of C for every rule computes what `advance` does, to the bit, whatever the options, at every step."""
+    from proptim.rprop import VARIANTS
+
+    cls = proptim.OPTIMIZERS[name]
+    assert cls.kernel in INITS, f"csrc/include/proptim_coefs.h has no proptim_{cls.kernel}_coefs_init"
+    parameters = [part.strip().rpartition(" ")[::2] for part in " ".join(INITS[cls.kernel].split()).split(",")]
+    coefs = (ctypes.c_double * len(cls.coef_names))()
+    for options in cls.cases:
+        h = cls.settled(cls.hyper | options, 0)
+        values = {
+            part: value for key, parts in PARTS.items() for part, value in zip(parts, h.get(key, ()), strict=False)
+        }
+        mu_product = ctypes.c_double(1.0)
+        clock, last = tuple(cls.clock_start.values()), float("inf")
+        for step in range(1, 41):
+            loss = float((7 * step) % 5)
+            expected, clock = cls.advance(h, clock, loss)
+            here = {
+                **h,
+                **values,
+                "variant": VARIANTS.index(h["variant"]) if "variant" in h else None,
+                "loss_has_risen": loss > last,
+                "step": step,
+            }
+            last = loss
+            given = [
+                ctypes.byref(mu_product) if parameter.startswith("*") else IN_C[kind](here[parameter])
+                for kind, parameter in parameters
+            ]
+            getattr(inits, f"init_{cls.kernel}")(coefs, *given)
+            assert tuple(coefs) == expected
+
+
+@needs("bash", "cc")
+def test_the_first_step_word(inits):
+    inits.word.restype, inits.word.argtypes = ctypes.c_double, [ctypes.c_double] * 3
+    for lr, low, high in ((0.01, 1e-6, 50.0), (1e-9, 1e-6, 50.0), (99.0, 1e-6, 50.0)):
+        h = proptim.Rprop.settled({**proptim.Rprop.hyper, "lr": lr, "step_sizes": (low, high)}, 0)
+        assert inits.word(lr, low, high) == proptim.Rprop.initial(h, "step_word")

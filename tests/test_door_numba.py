@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import proptim
-from proptim import _backend, functional
+from proptim import _backend, _formats, functional
+from proptim._formats import rounded, shown
+from proptim._storage import DTYPES
 from proptim.cli import selftest
 
 numba = pytest.importorskip("numba", exc_type=ModuleNotFoundError)
@@ -44,7 +46,7 @@ OFF = 7.0
 def settings(name):
     """Every option of a step by name, and its default; an infinite clip_value is none, and has the type of one."""
     more = {"grad_scale": 1.0, "zero_grads": False, "flush_denormals": False}
-    return {**more, **getattr(functional, name).hyper, "clip_value": math.inf}
+    return {**more, **proptim.OPTIMIZERS[name].hyper, "clip_value": math.inf}
 
 
 @cache
@@ -75,7 +77,7 @@ def test_same_bits_as_the_object(way, name, cls, dtype):
         grads = np.stack([selftest.gradient(rng, 67, np.dtype(dtype).type) for _ in LOSSES[1:]])
         mine, given = param.copy(), grads.copy()
         opt = cls([param], backend="numpy", **options)
-        theirs = {key: opt._parameters[0].state.get(key, np.full(67, OFF, dtype)) for key in cls.states}
+        theirs = {key: opt._stepper.parameters[0].state.get(key, np.full(67, OFF, dtype)) for key in cls.states}
         state = {key: array.copy() for key, array in theirs.items()}
         values = tuple((settings(name) | options).values())
         train(way, name)(mine, given, tuple(state.values()), np.array(LOSSES), values)
@@ -84,6 +86,142 @@ def test_same_bits_as_the_object(way, name, cls, dtype):
         assert mine.tobytes() == param.tobytes(), options
         assert given.tobytes() == grads.tobytes(), options
         assert {k: a.tobytes() for k, a in state.items()} == {k: a.tobytes() for k, a in theirs.items()}, options
+
+
+NUMBERS = {"bfloat16": proptim.numba.bfloat16, "float16": proptim.numba.float16}
+FORMATS = [  # of param, grad and state, and the option master
+    ("bfloat16", "bfloat16", "float32", "split"),
+    ("float16", "float16", "float32", "float32"),
+    ("bfloat16", "float32", "bfloat16", None),
+    ("float16", "bfloat16", "float32", None),
+    ("bfloat16", "float16", "bfloat16", "float32"),
+    ("float32", "bfloat16", "float32", None),
+    ("float64", "float32", "bfloat16", None),
+    ("float64", "float16", "float64", None),
+]
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -3e-8, 65520.0, 6e4, 3.4e38, 1.00390625, 5e-8]
+
+
+WORDS = np.arange(2**16, dtype=np.uint16)
+
+
+def of_dtype(values, name):
+    """Numbers in a dtype by its name: as Python has them, and as compiled code takes the same memory."""
+    array = shown(rounded(np.asarray(values, np.float64), DTYPES[name]))
+    return array, NUMBERS[name](array) if name in NUMBERS else array
+
+
+def check_formats(way, name, cls, formats):
+    """Three steps of compiled code over these formats, every stage on, are those of the NumPy backend to the byte."""
+    param, slope, kept, master = formats
+    options = {**cls.cases[-1], "lr": 0.01, **STAGES}
+    beside = {"master": master} if param in NUMBERS else {}
+    text = [f"state[{i}]" for i in range(len(cls.states))] + [f"{key}={value!r}" for key, value in options.items()]
+    text += ["loss=losses[k + 1]", "prev_loss=losses[k]"] * (cls.needs_loss is not proptim.Optimizer.needs_loss)
+    known = {"step": getattr(MODULES[way], name)}
+    exec(f"def run(w, g, state, master, losses, k): step(w, g, {', '.join(text)}, step=k + 1, master=master)", known)
+    run = numba.njit(known["run"])
+    rng = np.random.default_rng(6)
+    seen, mine = of_dtype(np.concatenate([SPECIAL, rng.standard_normal(53)]), param)
+    theirs = seen.copy()
+    opt = cls([theirs], backend="numpy", state_dtype=kept, **beside, **options)
+    hyper = {key: value for key, value in options.items() if key in cls.hyper}
+    state = getattr(functional, name).init(seen, state_dtype=kept, **beside, **hyper)
+    plane = state.pop("master", None)
+    off = np.full(len(seen), OFF, "float64" if param == "float64" else "float32")
+    given = [state.get(key, off) for key in cls.states]
+    given = tuple(NUMBERS[kept](a) if kept in NUMBERS and a is not off else a for a in given)
+    for k in range(3):
+        grad, words = of_dtype(np.concatenate([rng.standard_normal(53), SPECIAL]), slope)
+        opt.step([grad.copy()], loss=LOSSES[k + 1])
+        run(mine, words, given, plane, np.array(LOSSES), k)
+        assert not grad.view(np.uint8).any(), "zero_grads"
+        assert_bits(seen, theirs)
+    ours = opt._stepper.parameters[0]
+    for key, array in ours.state.items():
+        assert_bits(state[key], shown(array))
+    assert (plane is None) == (ours.plane is None)
+    if plane is not None:
+        assert_bits(plane, ours.plane)
+    assert (off == OFF).all()
+
+
+def assert_bits(got, expected):
+    """The same bytes, where a NaN of a rule's own may have any payload."""
+    got, expected = (np.ascontiguousarray(a) for a in (got, expected))
+    nan = expected != expected
+    assert np.array_equal(got != got, nan)
+    assert got[~nan].tobytes() == expected[~nan].tobytes()
+
+
+@each_way
+@pytest.mark.parametrize("formats", FORMATS, ids=lambda each: "-".join(map(str, each)))
+def test_formats(way, formats):
+    """Every format of every array, with zeros, subnormals, infinities and NaN."""
+    check_formats(way, "adagrad", proptim.Adagrad, formats)
+
+
+@each_optimizer
+def test_formats_of_every_rule(name, cls):
+    """Each rule steps bfloat16 with low halves or, every second one, other formats; as text and by the core in turn."""
+    place = list(proptim.OPTIMIZERS).index(name)
+    way = "text" if _backend.missing_core or place % 4 < 2 else "core"
+    check_formats(way, name, cls, FORMATS[0 if place % 2 else place % len(FORMATS)])
+
+
+@numba.njit
+def narrowed(numbers, array):
+    proptim.numba.narrow(numbers, array)
+
+
+@numba.njit
+def widened_there(array):
+    return proptim.numba.widen(array)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_sixteen_bits(name):
+    """Every pattern, and numbers between and beside them, are read and rounded as NumPy has it; every NaN stays one."""
+    marked = NUMBERS[name](WORDS.copy())
+    expected = _formats.widened(WORDS.view(DTYPES[name]), _formats.FLOAT32)
+    for got in (widened_there(marked), proptim.numba.widen(marked)):
+        assert_bits(got, expected)
+    finite = np.sort(expected[np.isfinite(expected)].astype(np.float64))
+    middle = (finite[1:] + finite[:-1]) / 2
+    for real in (np.float32, np.float64):
+        with np.errstate(over="ignore"):
+            near = np.concatenate([finite, middle, [1e300, -1e300, np.inf, -np.inf, np.nan, 1e-320]]).astype(real)
+        near = np.concatenate([near, np.nextafter(near, real(np.inf)), np.nextafter(near, real(-np.inf))])
+        out = [NUMBERS[name](np.zeros(len(near), np.uint16)) for _ in range(2)]
+        narrowed(near, out[0])
+        proptim.numba.narrow(near, out[1])
+        assert out[0].words.tobytes() == out[1].words.tobytes()
+        assert out[0].words.tobytes() == rounded(near, DTYPES[name]).tobytes()
+
+
+def test_sixteen_bits_from_python(fresh):
+    """The same call without a compiler, on marked arrays or those of ml_dtypes, is that of proptim.functional."""
+    program = """
+import numba, numpy as np, proptim.numba
+from proptim.numba import bfloat16, float16
+@numba.njit
+def train(w, grad, square_avg, low, half):
+    for step in range(1, 4):
+        proptim.numba.rmsprop(bfloat16(w), bfloat16(grad), square_avg, step=step, master=low)
+        proptim.numba.sgd(float16(half), bfloat16(grad), lr=0.1)
+w, grad = np.arange(0x3F00, 0x3F09, dtype=np.uint16), np.arange(0x3D80, 0x3D89, dtype=np.uint16)
+state = proptim.numba.rmsprop.init(bfloat16(w))
+half = np.arange(0x3C00, 0x3C09, dtype=np.uint16)
+train(w, grad, state["square_avg"], state["master"], half)
+print(w.tobytes().hex(), state["master"].tobytes().hex(), half.tobytes().hex())"""
+    there = fresh(program)
+    assert there == fresh(program, NUMBA_DISABLE_JIT="1")
+    for give in (lambda a: a, proptim.numba.bfloat16):
+        w, grad = (shown(np.arange(first, first + 9, dtype=np.uint16)) for first in (0x3F00, 0x3D80))
+        state = proptim.numba.rmsprop.init(give(w))
+        for step in range(1, 4):
+            proptim.numba.rmsprop(give(w), give(grad), state["square_avg"], step=step, master=state["master"])
+        assert there.split()[:2] == [w.tobytes().hex(), state["master"].tobytes().hex()]
 
 
 LAYOUTS = {
@@ -278,13 +416,17 @@ def test_cache(tmp_path, fresh):
 
 @needs_core
 def test_core_of_another_version():
-    """The core refuses code that was compiled for another ABI, or for rules or stages that it has not."""
+    """The core refuses code that was compiled for another ABI, other rules or stages, or other numbers of arguments."""
     from proptim import _core
 
-    address, abi = _core.step_arrays_for_jit()
-    step = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 9)(address)
+    address, abi, _ = _core.step_arrays_for_jit()
+    step = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 8)(address)
     for numbers in ((abi + 1, 0, 0), (abi, len(_core.rules()), 0), (abi, 0, len(_core.stages()) + 1)):
-        assert step(*numbers[:2], 8, 0, 2, 0, 0, 0, numbers[2]) == 1
+        assert step(*numbers[:2], 0, 2, 0, 0, 0, numbers[2]) == 1
+    for rule, (arrays, _, coefs) in enumerate(_core.rules().values()):
+        for more_arrays, more_coefs in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            counts = len(arrays) + more_arrays, len(coefs) + more_coefs
+            assert step(abi, rule, 0, counts[0], 0, counts[1], 0, len(_core.stages())) == 1
 
 
 def test_from_python():
@@ -296,16 +438,24 @@ def test_from_python():
             step = getattr(module, name)
             w, other, grad = np.linspace(-1, 1, 9), np.linspace(-1, 1, 9), np.ones(9)
             assert step(w, grad, *step.init(w).values(), step=1) is None
-            getattr(functional, name)(other, grad, **getattr(functional, name).init(other))
+            getattr(functional, name)(other, grad, **getattr(functional, name).init(other), step=1)
             assert w.tobytes() == other.tobytes()
             shown = inspect.signature(step).parameters
             assert list(shown)[: 2 + len(cls.states)] == ["param", "grad", *cls.states]
-            assert {key: shown[key].default for key in step.hyper} == step.hyper
+            assert {key: shown[key].default for key in cls.hyper} == cls.hyper
             assert pickle.loads(pickle.dumps(step)) is step
             assert repr(step).startswith(f"<function proptim.numba{'.c' * (way == 'core')}.{name}(param, grad")
-    proptim.numba.nadam(*np.ones((4, 2)), mu_product=None)  # as left out
+    proptim.numba.nadam(*np.ones((4, 2)), step=1, mu_product=None)  # as left out
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         proptim.numba.sgd(np.ones(2), np.ones(2), lr=-1.0)
+    for mark, array, mend in (
+        (proptim.numba.bfloat16, np.ones(2, np.float16), "array is float16; expected bfloat16, or uint16 for its bits"),
+        (proptim.numba.float16, np.ones(2), "array is float64; expected float16, or uint16 for its bits"),
+    ):
+        with pytest.raises(TypeError, match=mend):
+            mark(array)
+    with pytest.raises(ValueError, match="numbers has not the shape of array"):
+        proptim.numba.narrow(np.ones(3), proptim.numba.float16(np.ones(2, np.float16)))
     with pytest.raises(AttributeError, match=r"'proptim\.numba' has no attribute 'rmspop'; expected sgd, rprop"):
         proptim.numba.rmspop  # noqa: B018
 
@@ -350,10 +500,10 @@ sys.modules["proptim._core"] = None
 import numba, numpy, proptim.numba
 @numba.njit
 def text(w):
-    proptim.numba.sgd(w, w, lr=0.5)
+    proptim.numba.sgd(w, w.copy(), lr=0.5)
 @numba.njit
 def core(w):
-    proptim.numba.c.sgd(w, w, lr=0.5)
+    proptim.numba.c.sgd(w, w.copy(), lr=0.5)
 w = numpy.ones(2)
 text(w)
 print(w)
@@ -377,8 +527,27 @@ REFUSED = [
     ("step(w, A, s, None, None, 0.1)", "too many positional arguments"),
     ('step(w, A, s, betas=0.1)', "got an unexpected keyword argument 'betas'"),
     ('step(w, A, s, threads=2)', "got an unexpected keyword argument 'threads'"),
-    ("step(w, A.astype(np.float32), s)", r"grad is array\(float32, .*; expected float64, the dtype of param"),
-    ("step(w, A.astype(np.int64), s)", r"grad is array\(int64, .*; expected an array of float32 or float64"),
+    ("step(w.astype(np.float32), A, s.astype(np.float32))", r"grad is .*array\(float64, .*; expected float32: use"),
+    ("step(w.astype(np.float32), A, s.astype(np.float32), cast_grads=False)", "expected cast_grads to be True"),
+    ("step(w, A, s.astype(np.float32))", r"square_avg is array\(float32, .*; expected float64, in which the rule"),
+    ("step(w, A.astype(np.int64), s)", r"grad is array\(int64, .*; expected an array of float32 or float64, or propt"),
+    ("step(w.astype(np.uint16), A, s)", r"param is array\(uint16, .*, bits that may be of two formats; expected"),
+    ("step(w, A.astype(np.uint16), s)", r"grad is .*; expected proptim.numba.bfloat16\(grad\) or .float16\(grad\) to"),
+    ("step(w, A, bfloat16(s))", r"array is .*array\(float64, .*; expected an array of uint16, the bits of the numbers"),
+    ("step(w, bfloat16(A.astype(np.uint16))[0], s)", r"grad is array\(uint16"),
+    ("step(w, A, s, master=A)", "master is given, and param is complete by itself; expected none: leave it out"),
+    ("step(bfloat16(H), F, F, master=A)", r"master is .*array\(float64, .*; expected an array of float32 or uint16"),
+    ("step(float16(H), F, F, master=H)", r"master is array\(uint16, .*; expected an array of float32, as init makes"),
+    ("step(float16(H), F, F, master=F.reshape(1, 3))", "master has 2 dimensions; expected 1, those of param"),
+    ("step(bfloat16(H), F, F, master=F[:2])", "master has not the shape of param; expected it"),
+    ("step(bfloat16(H), F, 1 * F, master=H)", "param and master share memory; expected separate memory"),
+    ("step(bfloat16(H), bfloat16(H), F)", "param and grad share memory; expected separate memory"),
+    ("step(bfloat16(H), F, s)", r"square_avg is .*array\(float64, .*; expected float32, in which the rule computes"),
+    ("step(bfloat16(H), A, F)", r"grad is .*array\(float64, .*; expected float32: use .astype, or pass cast"),
+    ("widen(A)", r"array is .*array\(float64, .*; expected proptim.numba.bfloat16\(array\) or .float16"),
+    ("narrow(A, A)", r"array is .*array\(float64, .*; expected proptim.numba.bfloat16\(array\) or .float16"),
+    ("narrow(H, bfloat16(H))", r"numbers is array\(uint16, .*; expected an array of float32 or float64"),
+    ("narrow(F[:2], bfloat16(H))", "numbers has not the shape of array; expected it"),
     ("step(w.astype(np.complex64), A, s)", r"param is array\(complex64, .*; expected an array of float32"),
     ("step(w, A.reshape(1, 3), s)", "grad has 2 dimensions; expected 1, those of param"),
     ("step(LOCKED, A, s)", "param is read-only; expected a writable array"),
@@ -399,11 +568,14 @@ REFUSED = [
 @pytest.mark.parametrize(("call", "message"), REFUSED)
 def test_errors(way, call, message):
     """What is refused, when compiling or when running, says why and changes nothing."""
-    known = {"np": np, "A": A, "LOCKED": LOCKED, "step": MODULES[way].rmsprop}
-    exec(f"def refused(w, s): {call}", known)
-    w, s = np.arange(3.0), np.full(3, 0.5)
+    known = {"np": np, "A": A, "LOCKED": LOCKED, "step": MODULES[way].rmsprop, "bfloat16": proptim.numba.bfloat16}
+    known |= {name: getattr(proptim.numba, name) for name in ("float16", "widen", "narrow")}
+    exec(f"def refused(w, s, H, F): {call}", known)
+    w, s, half, single = np.arange(3.0), np.full(3, 0.5), np.zeros(3, np.uint16), np.zeros(3, np.float32)
     with pytest.raises((numba.TypingError, ValueError), match=message):
-        numba.njit(known["refused"])(w, s)
+        numba.njit(known["refused"])(w, s, half, single)
+    assert not half.any()
+    assert not single.any()
     assert w.tolist() == [0, 1, 2]
     assert s.tolist() == [0.5] * 3
 
@@ -425,7 +597,124 @@ def test_variants(way):
         run(w, np.ones(2), word, "irprop+")
     with pytest.raises(ValueError, match="Invalid variant: expected one of 'rprop-'"):
         run(w, np.ones(2), word, "RPROP-")
+    with pytest.raises(ValueError, match=r"step_word begins with 0, which no step leaves; expected what "):
+        run(w, np.ones(2), np.zeros(2), "rprop-")
     assert w.tolist() == [-0.01, -0.01]
+
+
+OUTSIDE = [
+    ("lr", -0.1),
+    ("lr", np.nan),
+    ("alpha", 1.0),
+    ("alpha", -0.5),
+    ("eps", -1.0),
+    ("momentum", -1.0),
+    ("weight_decay", -1.0),
+    ("clip_value", -1.0),
+]
+RANGES = [
+    (
+        "rmsprop",
+        "alpha",
+        0.99999999999,
+        "alpha is out of range in the dtype of param; expected one that proptim.RMSprop",
+    ),
+    ("rmsprop", "eps", 1e-50, "eps is out of range"),
+    ("rmsprop", "lr", 1e40, "not finite in the dtype of param"),
+    ("rmsprop", "weight_decay", 1e40, "not finite in the dtype of param"),
+    ("rmsprop", "grad_scale", 1e40, "not finite in the dtype of param"),
+    ("adam", "betas", (0.9999999999, 0.9), r"betas\[0\] is out of range"),
+    ("adam", "betas", (0.9, 0.9999999999), r"betas\[1\] is out of range"),
+    ("adam", "eps", 1e-50, "eps is out of range"),
+    ("rprop", "etas", (0.5, 1.00000000001), r"etas\[1\] is out of range"),
+    ("rprop", "etas", (1e-50, 1.2), r"etas\[0\] is out of range"),
+]
+
+
+@each_way
+@pytest.mark.parametrize(("name", "option", "value", "message"), RANGES)
+def test_numbers_in_the_dtype(way, name, option, value, message):
+    """Legal numbers that are not legal any more in float32 are refused there, and nothing has changed."""
+    state = ", ".join(key for key in proptim.OPTIMIZERS[name].states if key not in proptim.OPTIMIZERS[name].optional)
+    known = {"step": getattr(MODULES[way], name)}
+    exec(f"def run(w, grad, {state}, value): step(w, grad, {state}, step=2, {option}=value)", known)
+    run = numba.njit(known["run"])
+    for dtype in ("float64", "float32"):
+        w, grad = np.ones(3, dtype), np.ones(3, dtype)
+        arrays = list(getattr(functional, name).init(w).values())
+        before = [a.tobytes() for a in (w, *arrays)]
+        if dtype == "float64":
+            run(w, grad, *arrays, value)
+            continue
+        with pytest.raises(ValueError, match=message):
+            run(w, grad, *arrays, value)
+        assert [a.tobytes() for a in (w, *arrays)] == before
+        with pytest.raises(ValueError, match="float32, in which"):
+            getattr(functional, name)(w, grad, *arrays, step=2, **{option: value})
+
+
+@each_way
+@pytest.mark.parametrize(("option", "value"), OUTSIDE)
+def test_ranges(way, option, value):
+    """Numbers out of range are refused as by the class."""
+    known = {"step": MODULES[way].rmsprop}
+    exec(f"def run(w, s, value): step(w, w.copy(), s, step=2, {option}=value)", known)
+    w, s = np.ones(3), np.ones(3)
+    with pytest.raises(ValueError, match=f"{option} is out of range"):
+        numba.njit(known["run"])(w, s, value)
+    assert (w.tolist(), s.tolist()) == ([1] * 3, [1] * 3)
+    with pytest.raises(ValueError, match=r"^Invalid "):
+        proptim.RMSprop([w], **{option: value})
+
+
+PASSED = """
+import sys, json
+import numba, numpy as np, proptim.numba
+
+@numba.njit(cache=True)
+def inner(step, w, grad, state, k):
+    step(w, grad, state, step=k)
+
+@numba.njit(cache=True)
+def train(step, w, grad, state, steps):
+    for k in range(1, steps + 1):
+        inner(step, w, grad, state, k)
+
+@numba.njit(cache=True)
+def usual(w, grad, state, step=proptim.numba.rmsprop):
+    step(w, grad, state, step=1)
+
+found = {}
+for name in ("rmsprop", "adagrad", "rprop", "lion"):
+    for module in [proptim.numba, proptim.numba.c][: int(sys.argv[1])]:
+        step = getattr(module, name)
+        w = np.linspace(-1, 1, 5)
+        train(step, w, np.ones(5), *step.init(w).values(), 3)
+        found[step.place] = w.tobytes().hex()
+w = np.linspace(-1, 1, 5)
+usual(w, np.ones(5), np.zeros(5))
+found["usual"] = w.tobytes().hex()
+print(json.dumps([found, sum(train.stats.cache_hits.values()), sum(train.stats.cache_misses.values())]))
+"""
+
+
+def test_step_as_an_argument(fresh, tmp_path):
+    """A step may be handed to a jitted function, and on to another; a second process takes both from the cache."""
+    ways = 1 if _backend.missing_core else 2
+    (tmp_path / "passed.py").write_text(PASSED)
+    run = f"import sys; sys.argv[1:] = ['{ways}']; import passed"
+    outcomes = [json.loads(fresh(run, NUMBA_CACHE_DIR=str(tmp_path / "cache"))) for _ in range(2)]
+    expected = {}
+    for name in ("rmsprop", "adagrad", "rprop", "lion"):
+        w = np.linspace(-1, 1, 5)
+        opt = proptim.OPTIMIZERS[name]([w], backend="numpy")
+        for k in range(3):
+            opt.step([np.ones(5)])
+            if (name, k) == ("rmsprop", 0):
+                expected["usual"] = w.tobytes().hex()
+        expected |= {place: w.tobytes().hex() for place in [name, f"c.{name}"][:ways]}
+    assert [found for found, *_ in outcomes] == [expected] * 2
+    assert [counts for _, *counts in outcomes] == [[0, 4 * ways], [4 * ways, 0]]
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="no docs/ beside tests/")
@@ -447,3 +736,26 @@ def test_hyperparameters_of_float32():
     step(w, grad, np.zeros(4), np.float32(0.1))
     proptim.RMSprop([expected], lr=float(np.float32(0.1))).step([grad])
     np.testing.assert_array_equal(w, expected)
+
+
+@each_way
+def test_dense_arrays_that_share_memory(way):
+    """They are refused and nothing has changed; arrays that adjoin, are empty or interlaced are not."""
+    step = MODULES[way].rmsprop
+
+    @numba.njit
+    def train(w, grad, square_avg):
+        step(w, grad, square_avg, step=1, lr=0.1)
+
+    a, b = np.ones(10), np.ones(10)
+    for args, names in (
+        ((a, a, b), "param and grad"),
+        ((a, b, a), "param and square_avg"),
+        ((a, b, b), "grad and square_avg"),
+        ((a[:6], b[:6], a[4:]), "param and square_avg"),
+    ):
+        with pytest.raises(ValueError, match=f"{names} share memory; expected separate memory: pass a copy"):
+            train(*args)
+    assert a.tolist() == b.tolist() == [1.0] * 10
+    for args in ((a[:5], a[5:], b[:5]), (a[:0], a[:0], a[:0]), (a[::2], b[::2], a[1::2])):
+        train(*args)

@@ -1,9 +1,10 @@
-"""The methods for scipy.optimize.minimize: the same steps as by hand, and the manners of SciPy's own methods."""
+"""The methods for scipy.optimize.minimize: the same steps as by hand, and the conventions of SciPy's own methods."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import pickle
 
 import numpy as np
@@ -122,6 +123,129 @@ def test_diabetes(variant):
     assert np.abs(result.x - exact).max() < 5e-3
 
 
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+def quadratic(x):
+    """A coupled quadratic; within bounds some variables end on them and some between."""
+    matrix, away = np.diag([1.0, 4.0, 10.0]) + 0.5, x - np.array([2.0, -3.0, 0.5])
+    return 0.5 * away @ matrix @ away, matrix @ away
+
+
+def styblinski(x):
+    return ((x**4 - 16 * x**2 + 5 * x) / 2).sum(), (4 * x**3 - 32 * x + 5) / 2
+
+
+BOUNDED = {
+    "one of three": (quadratic, [0.0, 0.0, 0.0], [(None, 1.0), (-np.inf, None), (-5.0, 5.0)]),
+    "a corner": (quadratic, [4.0, 1.0, 9.0], [(3.0, None), (0.0, np.inf), (1.0, 2.0)]),
+    "fixed": (quadratic, [0.0, 7.0, 0.0], [(None, None), (-1.0, -1.0), (None, None)]),
+    "valley": (rosenbrock, [-1.2, 1.0], [(-2.0, 0.5), (None, None)]),
+    "minima": (styblinski, [-1.0, 1.0], [(-2.0, 0.0), (0.0, 2.0)]),
+    "wide": (quadratic, [0.0, 0.0, 0.0], [(-1e300, 1e300)] * 3),
+}
+RATES = {"sgd": 2e-3, "adadelta": 1.0, "adagrad": 0.5, "adamax": 0.1, "radam": 1e-2}
+
+
+def falling(name):
+    """An lr that reaches a tolerance in the end."""
+    every = 2000 if name in RATES else 300
+    return {} if name == "rprop" else {"lr": proptim.schedules.exponential(RATES.get(name, 0.05), 0.5, every=every)}
+
+
+@pytest.mark.parametrize("problem", BOUNDED)
+@pytest.mark.parametrize("name", proptim.OPTIMIZERS)
+def test_bounds(name, problem):
+    """The minimum within bounds is that of L-BFGS-B, and no function is ever asked for a value outside."""
+    function, start, bounds = BOUNDED[problem]
+    fun = Counted(function)
+    options = {**falling(name), "maxiter": 4000}
+    if name == "rprop":
+        options["xtol"] = 2e-6
+    if name == "adamw":
+        options["weight_decay"] = 0.0  # which is not part of fun
+    result = minimize(fun, start, jac=True, bounds=bounds, method=method(name), options=options)
+    expected = minimize(function, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 0})
+    low, high = np.array([(-np.inf if a is None else a, np.inf if b is None else b) for a, b in bounds]).T
+    assert all(((low <= x) & (x <= high)).all() for x in [*fun.points, result.x])
+    assert 0 <= result.fun - expected.fun + 1e-12 < 1e-3
+    assert result.fun == function(result.x)[0]
+    assert np.array_equal(result.jac, function(result.x)[1])
+    on = (expected.x == low) | (expected.x == high)
+    assert np.array_equal(result.x[on], expected.x[on])
+
+
+def test_convergence_within_bounds():
+    """The projected gradient is tested: a run succeeds at a corner whose gradient points outward."""
+    for bounds in ([(1, 2)] * 2, Bounds(1, 2), Bounds([1, 1], [2, 2]), np.array([[1, 2], [1, 2]]), [(1, 2)]):
+        result = minimize(bowl_of(2), [1.5, 7.0], jac=True, bounds=bounds, method=proptim.scipy.rprop)
+        assert result.success
+        assert result.x.tolist() == [1, 1]
+        assert result.jac.tolist() == [2, 2]
+    result = minimize(bowl_of(2), [9.0, 9.0], jac=True, bounds=[(3, 3), (4, 4)], method=proptim.scipy.adam)
+    assert (result.success, result.nit, result.x.tolist()) == (True, 0, [3, 4])
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_infinite_bounds_are_none(name, case):
+    """Every point is that of the run without bounds, bit for bit."""
+    points = []
+    for bounds in (None, [(None, None)] * 2, Bounds(), [(-np.inf, np.inf)] * 2):
+        points.append([])
+        options = {**case, "maxiter": 20}
+        minimize(
+            rosenbrock, START, jac=True, bounds=bounds, method=method(name), callback=points[-1].append, options=options
+        )
+    assert all(np.array_equal(seen, points[0]) for seen in points)
+
+
+@pytest.mark.parametrize(
+    "bounds", [[(0.1, 0.1 + 1e-12), (0.2, None)], [(0.1, 0.7), (None, 0.3)], [(0.0, 0.0), (1e-9, 2)]]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("derivative", [True, False])
+def test_nothing_outside(bounds, dtype, derivative):
+    """fun is never evaluated outside the bounds, neither by rounding to float32 nor by a finite difference."""
+    fun = Counted((lambda x: (x @ x, 2 * x)) if derivative else (lambda x: x @ x))
+    x0, options = np.array([0.5, 0.25], dtype), {"lr": 0.1, "maxiter": 50}
+    result = minimize(fun, x0, jac=derivative, bounds=bounds, method=proptim.scipy.adam, options=options)
+    low, high = np.array([(-np.inf if a is None else a, np.inf if b is None else b) for a, b in bounds]).T
+    assert all(((low <= x) & (x <= high)).all() for x in [*fun.points, result.x])
+    between = not 0 < bounds[0][1] - bounds[0][0] < 1e-9  # whether there is a float32 between the bounds
+    assert result.x.dtype == ("float32" if dtype == "float32" and derivative and between else "float64")
+
+
+def test_differences_within_bounds():
+    """Finite differences at a bound point inwards, as in L-BFGS-B: fun need not be defined outside."""
+
+    def fun(x):
+        assert (x >= 0).all()
+        return np.sqrt(x).sum() + (x - 3) @ (x - 3)
+
+    result = minimize(fun, [1.0, 2.0], bounds=[(0, 2.5)] * 2, method=proptim.scipy.rprop, options={"xtol": 2e-6})
+    expected = minimize(fun, [1.0, 2.0], bounds=[(0, 2.5)] * 2, method="L-BFGS-B")
+    assert result.success
+    assert result.x == pytest.approx(expected.x, abs=1e-5)
+    assert result.x.tolist() == [2.5, 2.5]
+
+
+def test_hessians():
+    """Not used, which is told by the warning of SciPy's own methods, at the line of the caller."""
+    given = {"hess": lambda x: np.eye(2), "hessp": lambda x, p: p}
+    expected = minimize(rosen, START, jac=rosen_der, method=proptim.scipy.rprop, options={"maxiter": 20})
+    told = []
+    for name in (proptim.scipy.rprop, "BFGS"):
+        with pytest.warns(RuntimeWarning) as warned:
+            result = minimize(rosen, START, jac=rosen_der, method=name, options={"maxiter": 20}, **given)
+        if name == "BFGS":
+            warned = [w for w in warned if "Method" in str(w.message)]
+        else:
+            assert np.array_equal(result.x, expected.x)
+            assert {w.filename for w in warned} == {__file__}
+        told.append([(w.category, str(w.message).replace("BFGS", "rprop")) for w in warned])
+    assert told[0] == told[1]
+
+
 # What is evaluated -------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +271,7 @@ def test_finite_differences(jac):
 
 
 def test_finite_differences_of_single_precision():
-    """They are taken, and the run is made, in double precision, where a difference of 1.5e-8 exists."""
+    """Finite differences, and the run, are computed in double precision, in which a difference of 1.5e-8 exists."""
     start = np.array([3, 4], np.float32)
     result = minimize(lambda x: x @ x, start, method=proptim.scipy.rprop)
     assert result.success
@@ -187,7 +311,7 @@ def test_shapes_of_the_start():
 
 
 def test_nothing_is_shared():
-    """Whoever scribbles over arrays that pass through the functions and callbacks changes nothing."""
+    """Functions and callbacks that write to the arrays that they get change nothing."""
     start = np.array(START)
     start.flags.writeable = False
     buffer = np.empty(2)
@@ -321,6 +445,20 @@ def test_xtol(variant):
     assert np.abs(result.x).max() < 2e-6
 
 
+def test_ftol():
+    """A run ends where fun has changed by at most ftol in two steps in a row, and not before."""
+    values = []
+    options = {"lr": 0.05, "ftol": 1e-6, "gtol": 0}
+    result = minimize(
+        lambda x: (values.append(10 * (x @ x) + 5) or values[-1], 20 * x), [1.0, -1.0],
+        jac=True, method=proptim.scipy.adam, options=options,
+    )  # fmt: skip
+    close = [abs(a - b) <= 1e-6 * max(abs(a), abs(b), 1) for a, b in itertools.pairwise(values)]
+    assert result.success
+    assert close[-2:] == [True, True]
+    assert not any(a and b for a, b in itertools.pairwise(close[:-1]))
+
+
 def test_nan_on_the_way():
     """A NaN ends the run at once; the result is the best point before it."""
 
@@ -399,13 +537,17 @@ def test_disp(capsys):
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"bounds": [(0, 1)] * 2}, ValueError, "rprop got bounds, but looks at fun and its gradient only;"),
-        ({"bounds": Bounds(0, 1)}, ValueError, "got bounds"),
-        ({"bounds": []}, ValueError, "got bounds"),
+        ({"bounds": [(0, 1), (2, 1)]}, ValueError, "bounds of variable 1 are 2.0 and 1.0; expected a lower bound that"),
+        ({"bounds": Bounds([0, 3], 2)}, ValueError, "bounds of variable 1 are 3.0 and 2.0"),
+        ({"bounds": [(np.nan, 1)] * 2}, ValueError, "bounds of variable 0 are nan and 1.0"),
+        ({"bounds": [(np.inf, None)] * 2}, ValueError, "bounds of variable 0 are inf and inf"),
+        ({"bounds": [(None, -np.inf)] * 2}, ValueError, "bounds of variable 0 are -inf and -inf"),
+        ({"bounds": []}, ValueError, "bounds are of shapes (0,) and (0,); expected one pair for each of 2 variables"),
+        ({"bounds": [(0, 1)] * 3}, ValueError, "bounds are of shapes (3,) and (3,); expected one pair for each of 2"),
+        ({"bounds": [(0, 1, 2)] * 2}, ValueError, "bounds[0] has 3 values; expected two, the lower and the upper"),
+        ({"options": {"ftol": -1.0}}, ValueError, "Invalid ftol: -1.0"),
         ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "got constraints"),
         ({"constraints": LinearConstraint(np.eye(2), 0, 1)}, ValueError, "got constraints"),
-        ({"hess": lambda x: np.eye(2)}, ValueError, "got hess,"),
-        ({"hessp": lambda x, p: p}, ValueError, "got hessp,"),
         ({"tol": -1.0}, ValueError, "Invalid gtol: -1.0"),
         ({"options": {"gtol": np.nan}}, ValueError, "Invalid gtol: nan"),
         ({"options": {"xtol": -1}}, ValueError, "Invalid xtol: -1"),
@@ -418,7 +560,7 @@ def test_disp(capsys):
     ],
 )
 def test_refusals(keywords, error, message):
-    """In words, and before anything is evaluated."""
+    """Bad arguments raise an error before anything is evaluated."""
     fun = Counted(rosenbrock)
     with pytest.raises(error) as raised:
         minimize(**{"fun": fun, "x0": START, "jac": True, "method": proptim.scipy.rprop, **keywords})
@@ -440,7 +582,7 @@ def test_refusals(keywords, error, message):
     ],
 )
 def test_what_functions_may_not_return(fun, jac, error, message):
-    """Nothing is broadcast or cut to fit."""
+    """Arrays are neither broadcast nor truncated."""
     with pytest.raises(error) as raised:
         minimize(fun, START, jac=jac, method=proptim.scipy.rprop)
     assert message in str(raised.value)
@@ -455,7 +597,7 @@ def test_forms_of_jac_that_minimize_translates(jac):
 
 def test_unknown_options():
     """A warning like that of SciPy's methods, at the line of the caller; and a run without them."""
-    foreign = {"ftol": 1e-3, "grads": [], "maximize": True, "nonfinite": "skip", "max_skips": 1, "zero_grads": True}
+    foreign = {"maxcor": 10, "grads": [], "maximize": True, "nonfinite": "skip", "max_skips": 1, "zero_grads": True}
     expected = minimize(rosen, START, jac=rosen_der, method=proptim.scipy.rprop, options={"maxiter": 20})
     with pytest.warns(OptimizeWarning) as told:
         result = minimize(rosen, START, jac=rosen_der, method=proptim.scipy.rprop, options={"maxiter": 20, **foreign})
@@ -480,7 +622,7 @@ def test_options_of_all_optimizers():
 
 
 def test_errors_of_the_functions_pass():
-    """What a function or a callback raises is not ours to catch."""
+    """Exceptions of a function or callback are not caught."""
 
     def broken(x):
         raise ZeroDivisionError("mine")
@@ -511,8 +653,8 @@ def test_registry(name):
 def test_all():
     """What the module exports is the registry."""
     assert proptim.scipy.__all__ == list(proptim.OPTIMIZERS)
-    with pytest.raises(AttributeError, match="'adamax'"):
-        proptim.scipy.adamax  # noqa: B018
+    with pytest.raises(AttributeError, match="'adabelief'"):
+        proptim.scipy.adabelief  # noqa: B018
 
 
 def test_inside_basinhopping():

@@ -15,6 +15,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 import proptim
 import proptim.torch
@@ -364,25 +365,74 @@ def test_options_survive_pickling_and_loading():
     twin = pickle.loads(pickle.dumps(opt))
     twin.load_state_dict(torch.optim.RMSprop(parameters(shapes=[(3,)])).state_dict())
     assert twin.param_groups[0]["eps_inside_sqrt"] is True
-    assert (twin._threads, twin._backend) == (1, "numpy")
+    assert (twin.threads, twin.backend) == (1, "numpy")
     twin.add_param_group({"params": parameters(shapes=[(2,)])})
     assert twin.param_groups[1]["eps_inside_sqrt"] is True
 
 
-def test_rprop_shows_its_word():
-    """The state holds one word a weight; state_dict shows it as torch does, where prev has the last signs."""
+def test_rprop_shows_what_is_stored():
+    """The state is torch's: step sizes, and in prev the last signs."""
     (p,) = parameters(shapes=[(3,)])
     opt = proptim.torch.Rprop([p], lr=0.1)
     for grad in ([1.0, -3.0, 2.0], [1.0, -3.0, -2.0]):
         p.grad = torch.tensor(grad)
         opt.step()
-    assert opt.state[p].keys() == {"step_word", "step"}
     shown = opt.state_dict()["state"][0]
     assert shown.keys() == {"step", "prev", "step_size"}
     assert shown["prev"].tolist() == [1.0, -1.0, 0.0]
     assert torch.equal(shown["step_size"], torch.tensor(0.1) * torch.tensor([1.2, 1.2, 0.5]))
     assert shown["step"].item() == 2
-    assert opt.state[p].keys() == {"step_word", "step"}  # looked at, and as before
+    assert all(shown[key] is value for key, value in opt.state[p].items())  # what is shown is what is stored
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rprop_takes_the_word_of_older_state(dtype):
+    """A state_dict with `step_word`, as it was stored before, goes on with the same bits."""
+    mine, judged = parameters(dtype=dtype), parameters(dtype=dtype)
+    opt, judge = proptim.torch.Rprop(mine), proptim.torch.Rprop(judged)
+    advance(opt, mine, 0, 4)
+    saved = copy.deepcopy(opt.state_dict())
+    for own in saved["state"].values():
+        arrays = {name: own.pop(name).numpy() for name in ("prev", "step_size")}
+        own["step_word"] = torch.from_numpy(proptim.Rprop.read_state(arrays)["step_word"])
+    opt = proptim.torch.Rprop(mine)
+    opt.load_state_dict(saved)
+    advance(opt, mine, 4, 8)
+    advance(judge, judged, 0, 8)
+    assert same(values(mine), values(judged))
+    assert all(own.keys() == {"step", "prev", "step_size"} for own in opt.state.values())
+
+
+@each_shared
+def test_state_and_state_dict_have_the_same_keys_and_tensors(name):
+    """Of what is stored nothing is translated: wrappers flatten one by the keys of the other."""
+    params = parameters()
+    opt, judge = ours(name)(params), theirs(name)(params)
+    advance(opt, params, 0, 3)
+    judge.step()
+    for i, p in enumerate(params):
+        assert opt.state_dict()["state"].get(i, {}).items() == opt.state[p].items()
+        if name != "SGD":
+            assert set(opt.state[p]) == set(judge.state[p])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("double")
+def test_rprop_bounds_change(dtype):
+    """Bounds changed in mid-run, or narrower than a loaded state, hold at once, to the bit as in torch."""
+    mine, others = parameters(dtype=dtype), parameters(dtype=dtype)
+    opt, original = proptim.torch.Rprop(mine, lr=1.0), torch.optim.Rprop(others, lr=1.0)
+    for k, bounds in enumerate([(1e-6, 50.0), (1e-6, 0.1), (1e-6, 1e-3), (0.5, 2.0), (1e-6, 50.0), (3.0, 4.0)] * 2):
+        if k == 7:
+            opt = reload(opt, proptim.torch.Rprop, mine)
+        opt.param_groups[0]["step_sizes"] = original.param_groups[0]["step_sizes"] = bounds
+        give(mine, k, others)
+        if k % 3 == 2:
+            for p in (*mine, *others):
+                p.grad *= torch.arange(p.numel()).reshape(p.shape) % 2  # every second gradient is zero
+        opt.step()
+        original.step()
+        assert same(values(mine), values(others)), k
 
 
 def test_state_hooks_see_what_is_saved():
@@ -756,7 +806,7 @@ def test_two_threads():
     advance(opt, params, 0, 1)
     before = unchanged(opt, params)
     give(params, 1)
-    with opt._claim, pytest.raises(RuntimeError, match="being stepped by another thread"):
+    with opt._claim, pytest.raises(RuntimeError, match="within another call of the same optimizer"):
         opt.step()
     assert_unchanged(opt, params, before)
     opt.step()
@@ -774,12 +824,13 @@ dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_s
 for name in proptim.torch.__all__:
     cls = getattr(proptim.torch, name)
     torch.manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(n, 3)) for n in (5, 2, 7, 4)]
+    dtype = (torch.float32, torch.bfloat16)[len(name) % 2]  # it wants one for all
+    params = [torch.nn.Parameter(torch.randn(n, 3).to(dtype)) for n in (5, 2, 7, 4)]
     alone = [torch.nn.Parameter(p.detach().clone()) for p in params]
     opt, twin = ZeroRedundancyOptimizer(params, optimizer_class=cls, lr=0.05), cls(alone, lr=0.05)
     for k in range(6):
         for p, q in zip(params, alone):
-            p.grad = torch.randn(p.shape)
+            p.grad = torch.randn(p.shape).to(p.dtype)
             q.grad = p.grad.clone()
         opt.step()
         twin.step()
@@ -819,6 +870,58 @@ def test_zero_redundancy_optimizer(tmp_path):
         assert out.split("\n")[:-1] == [f"{r} {name}" for name in proptim.torch.__all__]
 
 
+# What torch.distributed.checkpoint asks -----------------------------------------------------------------------------
+
+
+@pytest.mark.once
+def test_dcp_makes_the_first_state_of_every_rule(tmp_path):
+    """Also of "irprop+", which otherwise asks for a loss: by a step with gradients of zero, which moves nothing."""
+    for name in [*proptim.torch.__all__, "irprop+"]:
+        model = torch.nn.Linear(3, 2)
+        before = [p.detach().clone() for p in model.parameters()]
+        options = {"variant": name} if name == "irprop+" else {"momentum": 0.5} if name == "SGD" else {}
+        opt = getattr(proptim.torch, "Rprop" if name == "irprop+" else name)(model.parameters(), **options)
+        state = get_optimizer_state_dict(model, opt)["state"]
+        assert {key.partition(".")[0] for key in state} == {"weight", "bias"}
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.once
+@each_class
+@pytest.mark.parametrize("flat", [False, True])
+def test_dcp_state_goes_on_with_the_same_bits(name, flat):
+    """A run whose state is taken and given back by torch.distributed.checkpoint, flat and not."""
+    torch.manual_seed(0)
+    model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    asked = StateDictOptions(flatten_optimizer_state_dict=flat)
+    options = {"momentum": 0.5} if name == "SGD" else {}
+    opt, judge = (ours(name)(m.parameters(), lr=0.1, **options) for m in (model, twin))
+    for k in range(6):
+        give(list(model.parameters()), k, list(twin.parameters()))
+        opt.step()
+        judge.step()
+        if k == 2:
+            saved = get_optimizer_state_dict(model, opt, options=asked)
+            opt = ours(name)(model.parameters(), **options)
+            opt.zero_grad()  # torch makes no first state where there are gradients
+            set_optimizer_state_dict(model, opt, saved, options=asked)
+        assert same(values(model.parameters()), values(twin.parameters())), k
+
+
+def test_irprop_plus_still_asks_for_a_loss():
+    """A first step with a gradient, or a later one with gradients of zero, is no state that is made."""
+    p = torch.nn.Parameter(torch.ones(2))
+    opt = proptim.torch.Rprop([p], variant="irprop+")
+    p.grad = torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match="expected a closure"):
+        opt.step()
+    opt.step(lambda: 1.0)
+    p.grad = torch.zeros(2)
+    with pytest.raises(ValueError, match="expected a closure"):
+        opt.step()
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -830,11 +933,10 @@ class Wrapper(torch.Tensor):
 
 
 TENSORS = {
-    "half": (
-        lambda: torch.zeros(2).half(),
-        r"is torch.float16; supported: float32, .*: convert the model with .float\(\)",
+    "float8": (
+        lambda: torch.zeros(2).to(torch.float8_e5m2),
+        r"is torch.float8_e5m2; supported: float32, .*, bfloat16: convert the model with .float\(\)",
     ),
-    "bfloat16": (lambda: torch.zeros(2).bfloat16(), "is torch.bfloat16; supported: float32"),
     "device": (
         lambda: torch.zeros(2, device="meta"),
         r"is on meta; expected a CPU tensor: move the model with .cpu\(\)",
@@ -846,12 +948,12 @@ TENSORS = {
 
 @pytest.mark.parametrize("kind", TENSORS)
 def test_refused_parameters(kind):
-    """At once, by their name; and only at the step if it is then that they get a gradient."""
+    """With fallback="error", at once and by their name; at the step if it is then that they get a gradient."""
     make, message = TENSORS[kind]
     good = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(TypeError, match=rf'^params\[1\] \("b"\) of the group {message}'):
-        proptim.torch.Adam([("a", good), ("b", make().requires_grad_())])
-    opt = proptim.torch.Adam([good])
+        proptim.torch.Adam([("a", good), ("b", make().requires_grad_())], fallback="error")
+    opt = proptim.torch.Adam([good], fallback="error")
     with pytest.raises(TypeError, match=rf"^params\[0\] of the group {message}"):
         opt.add_param_group({"params": [make().requires_grad_()]})
     assert len(opt.param_groups) == 1
@@ -859,7 +961,7 @@ def test_refused_parameters(kind):
     opt.add_param_group({"params": [frozen]})
     good.grad = torch.ones(2)
     opt.step()
-    if kind in ("half", "bfloat16"):
+    if kind == "float8":
         before = unchanged(opt, [good])
         frozen.requires_grad_().grad = make()
         with pytest.raises(TypeError, match=rf"^params\[1\] {message}"):
@@ -887,10 +989,10 @@ def test_refused_gradients(begun):
     params[1].grad = params[1].detach()
     step_refused(opt, params, ValueError, r"^grads\[1\] and params\[1\] share memory")
     give(params, 2)
-    with torch.no_grad():
-        params[1].data = torch.zeros(4, dtype=torch.float64)
-    opt.state.pop(params[1], None)
-    step_refused(opt, params, TypeError, r"^grads\[1\] is float32; expected float64, the dtype of params\[1\]")
+    params[1].grad = None
+    params[1].grad_dtype = torch.float64
+    params[1].grad = torch.ones(4, dtype=torch.float64)
+    step_refused(opt, params, TypeError, r"^grads\[1\] is float64; expected float32, the dtype of params\[1\]")
 
 
 def test_refused_memory():
@@ -904,7 +1006,7 @@ def test_refused_memory():
     step_refused(proptim.torch.SGD(wide), wide, ValueError, r"params\[0\] has elements that share memory")
     lazy = [torch.zeros(3, dtype=torch.complex64).conj().requires_grad_()]
     give(lazy, 0)
-    step_refused(proptim.torch.SGD(lazy), lazy, TypeError, r"params\[0\] is .* conjugate bit")
+    step_refused(proptim.torch.SGD(lazy), lazy, TypeError, r"params\[0\] is the conjugate of another tensor")
 
 
 @pytest.mark.parametrize(
@@ -1021,6 +1123,7 @@ def test_interrupted_step_is_counted(monkeypatch):
     """A signal that comes while the kernels run is told after them: the step is made, counted and seen by autograd."""
     w = torch.nn.Parameter(torch.ones(3))
     w.grad = torch.ones(3)
+    monkeypatch.setattr(proptim._torch_optimizer, "EXCHANGE", None)
     opt = proptim.torch.Adam([w])
     opt.step()
 
@@ -1037,3 +1140,247 @@ def test_interrupted_step_is_counted(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         opt.step()
     assert (opt.state[w]["step"].item(), w._version) == (2, version + 1)
+
+
+# Tensors seen in C ---------------------------------------------------------------------------------------------------
+
+exchanged = pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch < 2.10")
+
+
+def seen_in_c(opt):
+    return type(opt._bound).__name__ == "Tensors"
+
+
+def gradient_kinds():
+    """Kinds of gradients of three numbers, all -1 -2 -3: the exchange has a pointer for each that must not be used."""
+    wide = torch.complex(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
+    number = torch.tensor([-1.0, -2.0, -3.0])
+    return {
+        "plain": number.clone(),
+        "negated": torch._neg_view(-number),
+        "negated part": wide.conj().imag,
+        "expanded view": number.expand(2, 3)[1],
+        "every second": torch.stack([number, number], 1)[:, 0],
+        "parameter": torch.nn.Parameter(number.clone()),
+        "subclass": number.clone().as_subclass(type("Sub", (torch.Tensor,), {})),
+    }
+
+
+@pytest.mark.once  # the core has to be the backend
+@each_class
+@pytest.mark.parametrize("kind", gradient_kinds())
+def test_gradients_of_every_kind_in_mid_run(name, kind):
+    """One that the exchange shows wrongly is read as what it is, and so is the plain one that follows it."""
+    mine, other = parameters(shapes=[(3,), (2,)]), parameters(shapes=[(3,), (2,)])
+    opt, judge = ours(name)(mine), ours(name)(other, backend="numpy")
+    for k in range(6):
+        give(mine, k, other)
+        if k in (2, 3):
+            for p in (mine[0], other[0]):
+                p.grad = gradient_kinds()[kind]
+        if k == 5 and hasattr(torch.Tensor, "__dlpack_c_exchange_api__") and kind == "plain":
+            assert seen_in_c(opt)
+        opt.step()
+        judge.step()
+        assert same(values(mine), values(other)), k
+
+
+def test_sparse_and_foreign_gradients_in_mid_run_are_refused():
+    """As by the first step."""
+    params = parameters(shapes=[(4,)])
+    opt = proptim.torch.Adam(params)
+    advance(opt, params, 0, 3)
+    params[0].grad = torch.ones(4).to_sparse()
+    step_refused(opt, params, TypeError, r"^grads\[0\] has layout torch.sparse_coo; expected a strided tensor")
+    params[0].grad = params[0].detach()
+    step_refused(opt, params, ValueError, r"^grads\[0\] and params\[0\] share memory")
+    params[0].grad = opt.state[params[0]]["exp_avg"]
+    step_refused(opt, params, ValueError, r"^grads\[0\] and state 'exp_avg' of params\[0\] share memory")
+    advance(opt, params, 3, 5)
+
+
+@pytest.mark.once  # the core has to be the backend
+@exchanged
+def test_new_memory_at_every_step_is_found_in_c():
+    """As sharpness-aware minimization gives it: no new plan, and nothing of the old memory is kept."""
+    mine, other = parameters(shapes=[(3, 3), (4,)]), parameters(shapes=[(3, 3), (4,)])
+    opt, judge = proptim.torch.Adam(mine), proptim.torch.Adam(other, backend="numpy")
+    for k in range(6):
+        give(mine, k, other)
+        if k > 2:
+            memory = [p.detach().numpy().copy(order="K") for p in mine]
+            kept = [weakref.ref(array) for array in memory]
+            for p, array in zip(mine, memory, strict=True):
+                p.data = torch.from_numpy(array)
+            bound = opt._bound
+            del memory, array
+        opt.step()
+        judge.step()
+        if k > 2:
+            assert opt._bound is bound
+            for p in mine:
+                p.data = p.detach().clone()
+            gc.collect()
+            assert [k() for k in kept] == [None] * len(mine)
+        assert same(values(mine), values(other))
+
+
+@exchanged
+def test_parameters_that_move_onto_each_other_are_refused():
+    """Memory is looked at when it is new."""
+    params = parameters(shapes=[(3,), (3,)])
+    opt = proptim.torch.SGD(params)
+    advance(opt, params, 0, 3)
+    params[1].data = params[0].detach()
+    step_refused(opt, params, ValueError, r"params\[1\] and params\[0\] share memory")
+
+
+@exchanged
+@pytest.mark.parametrize("how", ["new memory", "where it lies", "part of a conjugate"])
+def test_a_negated_parameter_is_refused(how):
+    """NumPy cannot show it, and the exchange would show the wrong numbers."""
+    (p,) = params = parameters(shapes=[(3,)])
+    pair = torch.complex(torch.zeros(3), torch.ones(3))
+    if how == "part of a conjugate":
+        p.data = pair.imag
+    opt = proptim.torch.SGD(params)
+    advance(opt, params, 0, 3)
+    if how == "part of a conjugate":
+        p.data = pair.conj().imag
+    else:
+        p.data = torch._neg_view(p.detach().clone() if how == "new memory" else p.detach())
+    assert p.is_neg()
+    before = p.detach().clone()
+    give(params, 3)
+    with pytest.raises(TypeError, match="the negative of another tensor"):
+        opt.step()
+    assert torch.equal(p.detach(), before)
+
+
+@pytest.mark.once  # the core has to be the backend
+@exchanged
+@each_class
+def test_schedules_do_not_make_new_plans(name):
+    """A number of a group that changes is taken by the plan that is there; one in place, as of a tensor, too."""
+    mine, other = parameters(), parameters()
+    opt, judge = ours(name)(mine), ours(name)(other, backend="numpy")
+    advance(opt, mine, 0, 2)
+    advance(judge, other, 0, 2)
+    bound = opt._bound
+    for k in range(2, 8):
+        for o in (opt, judge):
+            o.param_groups[0]["lr"] = 0.01 * k if k < 5 else torch.tensor(0.01 * k)
+            o.param_groups[0]["weight_decay"] = 0.1 * k
+        give(mine, k, other, without=[(), (1, 2), (0,)][k % 3])
+        opt.step()
+        judge.step()
+        assert same(values(mine), values(other)), k
+    assert opt._bound is bound
+    assert seen_in_c(opt)
+
+
+@exchanged
+def test_hidden_counts_and_versions():
+    """The step counts of two parameters that were left out at different steps, in C as by NumPy."""
+    mine, other = parameters(), parameters()
+    opt, judge = proptim.torch.NAdam(mine), proptim.torch.NAdam(other, backend="numpy")
+    versions = []
+    for k, without in enumerate([(), (), (0,), (1,), (0, 1, 2, 3, 4), ()]):
+        give(mine, k, other, without=without)
+        before = [p._version for p in mine]
+        opt.step()
+        judge.step()
+        versions.append([p._version - v for p, v in zip(mine, before, strict=True)])
+    assert same(values(mine), values(other))
+    assert versions[2:] == [[0, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0] * 5, [1] * 5]
+    mine_s, other_s = ([dict(o.state[p]) for p in ps] for o, ps in ((opt, mine), (judge, other)))
+    torch.testing.assert_close(mine_s, other_s, rtol=0, atol=0)
+
+
+@each_class
+def test_options_are_in_the_signature_of_init(name):
+    """Where LightningCLI and jsonargparse look for them; subclasses with arguments of their own construct as ever."""
+    cls = ours(name)
+    own = inspect.signature(cls.__init__).parameters
+    assert list(own)[:2] == ["self", "params"]
+    assert list(own)[1:] == list(inspect.signature(cls).parameters)
+    assert {"threads", "backend"} <= own.keys()
+    assert not any(p.kind is p.VAR_KEYWORD for p in own.values())
+
+    class Mine(cls):
+        def __init__(self, params, scale):
+            super().__init__(params, lr=0.1 * scale)
+
+    assert Mine(parameters(), 2.0).param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
+@pytest.mark.parametrize("from_c", [False, True])
+def test_counts_of_one_element_stay_where_they_are(from_c, dtype):
+    """A count of shape (1,) that processes share is added to in place, as torch does, whole numbers too."""
+    (p,), (q,) = parameters(shapes=[(3,)]), parameters(shapes=[(3,)])
+    count, twin = torch.zeros(1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    opt, judge = proptim.torch.Adam([p]), torch.optim.Adam([q])
+    for o, x, c in ((opt, p, count), (judge, q, twin)):
+        o.state[x].update(step=c, exp_avg=torch.zeros(3), exp_avg_sq=torch.zeros(3))
+    for k in range(4):
+        give([p], k, [q])
+        if not from_c:
+            opt._bound = None
+        opt.step()
+        judge.step()
+    assert opt.state[p]["step"] is count
+    assert torch.equal(count, torch.tensor([4], dtype=dtype))
+    torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("variant", ["rprop-", "irprop+"])
+def test_a_float64_loss_survives_saving(variant):
+    """The last loss is a plain number, which torch leaves alone when it casts a state to the dtype of parameters."""
+    mine, judged = parameters(shapes=[(6,)]), parameters(shapes=[(6,)])
+    losses = [1.0, 0.1 + 2**-40, 0.1, 0.1 + 2**-41, 0.1 + 2**-40, 0.2]
+    opt, judge = (proptim.torch.Rprop(ps, lr=0.5, variant=variant) for ps in (mine, judged))
+    for k, loss in enumerate(losses):
+        give(mine, k, judged)
+        opt.step(lambda: torch.tensor(loss, dtype=torch.float64))  # noqa: B023
+        judge.step(lambda: loss)  # noqa: B023
+        opt = reload(opt, proptim.torch.Rprop, mine)
+        assert same(values(mine), values(judged)), k
+    assert opt.state[mine[0]].get("prev_loss") == (losses[-1] if variant == "irprop+" else None)
+
+
+def test_a_loss_of_the_state_that_is_changed_is_noticed():
+    """As a checkpoint does that is loaded into the tensors that are there."""
+    mine, judged = parameters(shapes=[(6,)]), parameters(shapes=[(6,)])
+    opt, judge = (proptim.torch.Rprop(ps, lr=0.5, variant="irprop+") for ps in (mine, judged))
+    for k, loss in enumerate([3.0, 2.0, 2.5, 1.0, 4.0]):
+        for p, o in ((mine, opt), (judged, judge)):
+            p[0].grad = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0]) * (-1) ** k
+            if k == 2:
+                o.state[p[0]]["prev_loss"] = 9.0
+                if o is judge:
+                    o._bound = None
+            o.step(lambda: loss)  # noqa: B023
+        assert same(values(mine), values(judged)), k
+
+
+def test_auto_takes_no_more_threads_than_torch(monkeypatch):
+    """threads="auto" heeds torch.set_num_threads, also later; an explicit number wins."""
+    asked = []
+    kind = proptim._backend.plan_type(proptim.backend())
+    monkeypatch.setattr(
+        proptim._backend,
+        "plan_type",
+        lambda name: lambda rule, segments, *rest: asked.append(rest[:2]) or kind(rule, segments, *rest),
+    )
+    monkeypatch.setattr(proptim._backend, "_threads", 8)
+    params = parameters()
+    opt, explicit = proptim.torch.Adam(params), proptim.torch.Adam(params, threads=3)
+    for count in (2, 4):
+        torch.set_num_threads(count)
+        advance(opt, params, 0, 2)
+        explicit.step()
+    torch.set_num_threads(16)
+    opt.step()
+    assert [threads for threads, auto in asked if auto] == [2, 4, 8]
+    assert all(threads == 3 for threads, auto in asked if not auto)

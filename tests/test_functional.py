@@ -1,9 +1,17 @@
-"""Steps without an object, and helpers over collections: the object's bits, and the same care."""
+"""Steps without an optimizer object, and helpers for collections: the same bits and checks as with the object."""
 
 from __future__ import annotations
 
+import gc
 import inspect
+import itertools
 import math
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +65,7 @@ def test_same_bits_as_the_object(name, options, stage, layout):
             other = grad.copy()
             call(name, mine, grad, state, k, **options)
             opt.step([other], loss=loss)
-            kept = opt._parameters[0].state
+            kept = opt._stepper.parameters[0].state
             assert mine.tobytes() == theirs.tobytes()
             assert grad.tobytes() == other.tobytes()
             assert {n: a.tobytes() for n, a in state.items()} == {n: a.tobytes() for n, a in kept.items()}
@@ -86,13 +94,13 @@ def test_threads_and_backends(name):
         for threads in (1, 2, "auto"):
             param = np.linspace(-1, 1, 300)
             state = getattr(functional, name).init(param)
-            getattr(functional, name)(param, np.cos(param), **state, backend=backend, threads=threads)
+            getattr(functional, name)(param, np.cos(param), **state, step=1, backend=backend, threads=threads)
             seen.add(param.tobytes())
     assert len(seen) == 1
 
 
 def test_nadam_product():
-    """mu_product spares NAdam the way from the first step, and gives the same bits."""
+    """Passing mu_product saves NAdam the computation from the first step on, and gives the same bits."""
     opt = proptim.NAdam([np.ones(3)])
     for _ in range(5):
         opt.step([np.ones(3)])
@@ -118,8 +126,8 @@ def test_hyperparameters_decide(name, array):
     """A state array whose hyperparameter is off is neither read nor written."""
     function = getattr(functional, name)
     plain, given, extra = np.ones(3), np.ones(3), np.full(3, 7.0)
-    function(plain, np.ones(3), **function.init(plain))
-    function(given, np.ones(3), **function.init(given), **{array: extra})
+    function(plain, np.ones(3), step=1, **function.init(plain))
+    function(given, np.ones(3), step=1, **function.init(given), **{array: extra})
     assert given.tobytes() == plain.tobytes()
     assert (extra == 7).all()
 
@@ -154,6 +162,10 @@ REFUSED = [
     (lambda p, v: functional.rmsprop(p, ONES, v, backend="x"), ValueError, r"Invalid backend: 'x'"),
     (lambda p, v: functional.rmsprop(p, ONES, v, step=0), ValueError, r"step is 0; expected a whole number"),
     (lambda p, v: functional.rmsprop(p, ONES, v, step=1.5), ValueError, r"step is 1.5; expected a whole number"),
+    (lambda p, v: functional.adam(p, ONES, v, v.copy(), step=2**63), ValueError, r"step is 9.*, below 2\*\*63"),
+    (lambda p, v: functional.adam(p, ONES, v, v.copy(), step=10**400), ValueError, r"step is 1000.*, below 2\*\*63"),
+    (lambda p, v: functional.adam(p, ONES, v, v.copy(), step=np.ones(2, int)), ValueError, r"step is array\(\[1, 1\]"),
+    (lambda p, v: functional.adam(p, ONES, v, v.copy(), step=""), ValueError, r"step is ''; expected a whole number"),
     (lambda p, v: functional.rmsprop([1.0], ONES, v), TypeError, r"param is list; expected a NumPy array"),
     (lambda p, v: functional.rmsprop(p, None, v), TypeError, r"grad is NoneType; expected a NumPy array"),
     (lambda p, v: functional.rmsprop(p, ONES, v.astype("f4")), TypeError, r"square_avg is float32; expected float64"),
@@ -178,6 +190,177 @@ def test_errors(action, error, message):
     assert (param == np.arange(3.0)).all()
     assert (state == 0.5).all()
     assert (ONES == 1).all()
+
+
+# Calls like an earlier one -------------------------------------------------------------------------------------------
+
+STUB = Path(__file__).parents[1] / "tools/functional_stub.py"
+
+
+def settled(name, arrays, **options):
+    """Make a valid call, so that the next one can repeat it."""
+    getattr(functional, name)(*(a.copy() for a in arrays), **options)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_alike_is_the_same(name, options):
+    """A call that repeats another one without checks gives the bits of a call with all checks, at every step."""
+    function = getattr(functional, name)
+    if options.get("variant") == "irprop+":
+        options = {**options, "variant": "irprop-"}
+    rng = np.random.default_rng(5)
+    given = options
+    for dtype, stages in itertools.product(("f4", "f8"), ({}, STAGED)):
+        options = {**given, **stages}
+        start = rng.standard_normal((5, 3)).astype(dtype)
+        hyper = {k: v for k, v in options.items() if k in proptim.OPTIMIZERS[name].hyper}
+        mine, theirs = ([start.copy(), *function.init(start, **hyper).values()] for _ in range(2))
+        used = list(function.init(start, **hyper))
+        for step in (1, 2, 3, 2, 1, 1000):
+            grad = rng.standard_normal((5, 3)).astype(dtype)
+            other = grad.copy()
+            for _ in range(2):
+                grad[...] = other
+                function(mine[0], grad, **dict(zip(used, mine[1:], strict=True)), step=step, **options)
+                again = other.copy()
+                function._step(theirs[0], again, **dict(zip(used, theirs[1:], strict=True)), step=step, **options)
+                assert grad.tobytes() == again.tobytes()
+                assert [a.tobytes() for a in mine] == [a.tobytes() for a in theirs]
+
+
+@pytest.mark.parametrize(("action", "error", "message"), REFUSED)
+def test_errors_after_a_like_call(action, error, message):
+    """Repeating a call without checks accepts nothing that the checks would refuse."""
+    for options in ({}, {"zero_grads": True}, {"step": 1}):
+        functional.rmsprop(np.ones(3), np.ones(3), np.ones(3), **options)
+    test_errors(action, error, message)
+
+
+def test_values_that_are_equal():
+    """True is not 1, nor -0.0 the same as 0.0, though Python finds them equal."""
+    functional.sgd(np.ones(3), np.ones(3), maximize=True)
+    with pytest.raises(TypeError, match="Invalid maximize: 1 "):
+        functional.sgd(np.ones(3), np.ones(3), maximize=1)
+    found = []
+    for scale in (0.0, -0.0, 0.0):
+        w = np.zeros(1)
+        functional.sgd(w, np.ones(1), grad_scale=scale, lr=1.0)
+        found.append(math.copysign(1, w[0]))
+    expected = []
+    for scale in (0.0, -0.0, 0.0):
+        w = np.zeros(1)
+        functional.sgd._step(w, np.ones(1), grad_scale=scale, lr=1.0)
+        expected.append(math.copysign(1, w[0]))
+    assert found == expected
+    for lr in (np.float64(0.5), np.float32(0.5), 0.5, np.int8(1), 1, True):
+        w = np.ones(2)
+        functional.sgd(w, np.ones(2), lr=lr)
+        assert w.tolist() == [1 - float(lr)] * 2
+
+
+def test_memory_is_looked_at_each_time():
+    """Arrays with other memory, shapes, dtypes or locks, and overlaps, after calls that were like these."""
+    w, g, v = np.ones(8), np.full(8, 0.5), np.zeros(8)
+    for _ in range(3):
+        functional.rmsprop(w, g, v)
+    with pytest.raises(ValueError, match="share memory"):
+        functional.rmsprop(w, w, v)
+    with pytest.raises(ValueError, match="share memory"):
+        functional.rmsprop(w[:6], g[:6], w[2:])
+    with pytest.raises(ValueError, match="has shape"):
+        functional.rmsprop(w, g[:7], v)
+    with pytest.raises(ValueError, match="has shape"):
+        functional.rmsprop(w, g.reshape(2, 4), v)
+    with pytest.raises(TypeError, match="square_avg is float32"):
+        functional.rmsprop(w, g, v.astype("f4"))
+    w.flags.writeable = False
+    with pytest.raises(ValueError, match="param is read-only"):
+        functional.rmsprop(w, g, v)
+    w.flags.writeable = True
+    w.resize(3, refcheck=False)
+    functional.rmsprop(w, np.ones(3), np.zeros(3))
+    w[:] = 7
+    expected = w.copy()
+    functional.rmsprop._step(expected, np.ones(3), np.zeros(3))
+    functional.rmsprop(w, np.ones(3), np.zeros(3))
+    assert w.tobytes() == expected.tobytes()
+    half, other = np.ones(6), np.ones(6)  # every second element: not one run of memory
+    functional.rmsprop(half[::2], np.ones(3), other[1::2])
+    assert half[1::2].tolist() == [1, 1, 1] != half[::2].tolist()
+
+
+def test_nothing_is_kept_alive():
+    """No array of a call is held after it."""
+    arrays = [np.ones(4), np.ones(4), np.zeros(4)]
+    gone = [weakref.ref(a) for a in arrays]
+    for _ in range(3):
+        functional.rmsprop(*arrays, lr=0.1)
+    del arrays
+    gc.collect()
+    assert [r() for r in gone] == [None] * 3
+
+
+def test_many_different_calls():
+    """An lr that is another at every step, and two threads."""
+
+    def run(w):
+        for k in range(1, 400):
+            functional.adam(w, np.cos(w), *state[id(w)], step=k, lr=0.1 / k)
+
+    mine = [np.linspace(-1, 1, 9) for _ in range(3)]
+    state = {id(w): (np.zeros(9), np.zeros(9)) for w in mine}
+    threads = [threading.Thread(target=run, args=(w,)) for w in mine[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run(mine[0])
+    assert len({w.tobytes() for w in mine}) == 1
+
+
+def test_pickled_by_name():
+    """A function goes to another process by its name."""
+    assert all(pickle.loads(pickle.dumps(getattr(functional, n))) is getattr(functional, n) for n in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_may_always_be_given(name):
+    """Also where it changes nothing; rules that count cannot do without."""
+    function = getattr(functional, name)
+    w, other = np.ones(3), np.ones(3)
+    function(w, np.full(3, 0.5), **function.init(w), step=5)
+    if name in ("adam", "adamw", "nadam", "radam", "adamax"):
+        with pytest.raises(TypeError, match=f"^{name} counts its steps; expected step=, the number of this one, from"):
+            function(other, np.full(3, 0.5), **function.init(other))
+        assert (other == 1).all()
+    else:
+        function(other, np.full(3, 0.5), **function.init(other))
+        assert w.tobytes() == other.tobytes()
+
+
+@pytest.mark.skipif(not STUB.is_file(), reason="no tools/ beside tests/")
+def test_stub():
+    """functional.pyi has the signatures that the functions have."""
+    done = subprocess.run([sys.executable, str(STUB), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errstate_of_the_caller(name):
+    """np.errstate(all="raise") around a call changes nothing."""
+    results = []
+    for mode in ("ignore", "raise"):
+        for backend in [b for b, missing in _backend.available_backends().items() if not missing]:
+            w, g = np.full(6, 3e38, "f4"), np.array([3e38, -3e38, 1e-45, 0, math.inf, math.nan], "f4")
+            state = getattr(functional, name).init(w)
+            grads = [g.copy(), np.full(3, 1e300)]
+            with np.errstate(all=mode):
+                getattr(functional, name)(w, g, **state, step=1, backend=backend, grad_scale=0.5, weight_decay=0.5)
+                norm = proptim.clip_grad_norm(grads, 1e-3)
+                flat, _ = proptim.flatten([g, g])
+                whole = proptim.global_norm([g])
+            results.append([a.tobytes() for a in (w, *state.values(), *grads, flat)] + [repr(norm), repr(whole)])
+    assert all(each == results[0] for each in results)
 
 
 # Collections ---------------------------------------------------------------------------------------------------------
@@ -279,7 +462,7 @@ LOCKED = np.broadcast_to(1.0, 3)
     (lambda g: proptim.flatten(3), TypeError, "params is int; expected a sequence or dict of arrays"),
     (lambda g: proptim.flatten([]), ValueError, "params is empty; expected at least one array"),
     (lambda g: proptim.flatten({"a": g, "b": g.astype("f4")}), TypeError, r"params\['b'\] is float32; expected"),
-    (lambda g: proptim.flatten([g, g.astype("f2")]), TypeError, r"params\[1\] is float16; supported: float32"),
+    (lambda g: proptim.flatten([g, g.astype("f2")]), TypeError, r"params\[1\] is float16; expected float64, the dtype"),
 ])  # fmt: skip
 def test_refused_collections(action, error, message):
     """Collections that cannot be clipped, measured or flattened are refused unchanged."""
@@ -287,3 +470,20 @@ def test_refused_collections(action, error, message):
     with pytest.raises(error, match=message):
         action(grad)
     assert grad.tolist() == [3.0, 4.0, 12.0]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8"])
+def test_zeros_that_init_did_not_make(backend, dtype):
+    """Rprop's word is never 0: zeros are refused, also right after a call of the same arguments that was legal."""
+    w, grad = np.ones(3, dtype), np.ones(3, dtype)
+    legal = functional.rprop.init(w)["step_word"]
+    for _ in range(3):
+        functional.rprop(w, grad, legal)
+    before = w.copy()
+    for word in (np.zeros_like(legal), np.concatenate([np.zeros(1, dtype), legal[1:]])):
+        kept = word.copy()
+        with pytest.raises(ValueError, match=r"^step_word has zeros.*expected what functional.rprop.init\(param\)"):
+            functional.rprop(w, grad, word)
+        assert word.tobytes() == kept.tobytes()
+    assert w.tobytes() == before.tobytes()
+    functional.rprop(w[:0], grad[:0], legal[:0])

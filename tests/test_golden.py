@@ -1,4 +1,4 @@
-"""Golden bits: every backend and instruction set, on any number of threads, ends a fixed run where releases before did.
+"""Golden bits: every backend and instruction set, on any number of threads, gives the recorded results of a fixed run.
 
 The other tests compare backends of one checkout with each other; these notice when all of them change.
 """

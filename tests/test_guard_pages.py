@@ -1,4 +1,4 @@
-"""Arrays between pages that nobody may touch: a kernel that reads or writes one byte beside them dies of it.
+"""Arrays between inaccessible pages: a kernel that reads or writes one byte outside of an array crashes.
 
 Each case runs in a process of its own, whose end is looked at: `python tests/test_guard_pages.py c avx2`.
 """
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 LENGTHS = (*range(36), 63, 64, 65, 127, 129, 1023, 1025, 4096 + 35)
-"""All lengths around vectors of up to 16, then a unit of a share, and a block of the pipeline."""
+"""All lengths around vectors of up to 16, then around the alignment of parts for threads, and a block of a step."""
 LAYOUTS = ("dense", "every other", "reversed", "packed")  # packed: a field of records of one byte more
 MIXES = [("dense",) * 5, *(tuple(LAYOUTS[(turn + j) % len(LAYOUTS)] for j in range(5)) for turn in range(4))]
 """Layout of params, grads and each state array."""
@@ -65,7 +65,7 @@ class Arena:
         assert done == 0, f"mprotect: errno {ctypes.get_errno()}"
 
     def gradients(self, rights):
-        """Let the gradients be written, or not."""
+        """Make the pages of the gradients writable, or read-only."""
         for i in range(len(LENGTHS)):
             k = i * len(self.columns) + GRADS
             self.protect(PAGE + k * self.room, self.room - PAGE, rights)
@@ -90,14 +90,30 @@ def step_everything(backend):
 
 def step_one(backend, name, options, arena, stages, threads):
     opt = proptim.OPTIMIZERS[name]([np.zeros(1)], **options)
-    present = [0, *(2 + j for j, key in enumerate(opt.states) if key in opt._parameters[0].state)]
+    present = [0, *(2 + j for j, key in enumerate(opt.states) if key in opt._stepper.parameters[0].state)]
     columns = [arena.columns[j] if j in present else [None] * len(LENGTHS) for j in range(2 + len(opt.states))]
     segments = list(zip(columns[0], *columns[2:], strict=True))
+    coefs, _ = opt.advance(opt.settled(opt.param_groups[0], 0), tuple(opt.clock_start.values()), 1.0)
+    row = (*coefs, *(_stages.NEUTRAL | stages).values())
     plan = _backend.plan_type(backend)(type(opt), segments, threads, False)
     plan.bind(arena.columns[GRADS])
     plan.reduce()
-    coefs, _ = opt.advance(opt.param_groups[0].at(0), tuple(opt.clock_start.values()), 1.0)
-    plan.step([(*coefs, *(_stages.NEUTRAL | stages).values())], [])
+    plan.step([row], [])
+    if backend == "c":  # the others step copies of rows
+        tables = [tuple(None if a is None else table_of(a) for a in segment) for segment in segments]
+        values = map(table_of, arena.columns[GRADS])
+        plan = _backend.plan_type(backend)(type(opt), tables, threads, False)
+        plan.bind([proptim.Rows(np.arange(len(v))[::-1] * 2 // 3, v) for v in values])  # repeated ones among them
+        assert plan.sort_rows() is None
+        plan.reduce()
+        plan.step([row], [])
+
+
+def table_of(array):
+    """The same memory as rows: of one element, short ones and long ones."""
+    width = next(w for w in (51, 31, 16, 7, 3, 1) if array.size % w == 0)
+    (stride,) = array.strides
+    return np.lib.stride_tricks.as_strided(array, (array.size // width, width), (width * stride, stride))
 
 
 def child(*arguments):
@@ -120,7 +136,7 @@ def test_nothing_beside_the_arrays(backend, isa):
 
 @pytest.mark.parametrize("crime", ["read behind", "read before", "write gradient"])
 def test_pages_are_guarded(crime):
-    """A byte beside an array, or a gradient written, ends the process: otherwise the test above says nothing."""
+    """Accessing a byte outside an array, or writing to a gradient, crashes: so the test above can fail."""
     assert child(crime).returncode == -11  # SIGSEGV
 
 

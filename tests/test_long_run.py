@@ -1,4 +1,4 @@
-"""A long run: a million steps under changing options take no memory, and drift from the NumPy text by no bit."""
+"""A long run: a million steps with changing options leak no memory, and have the bits of the numpy backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHANGES = [
 
 
 class Model:
-    """A parabola with noise: its gradient follows the parameters, so that an error of any step goes on and on."""
+    """A noisy quadratic: its gradient depends on the parameters, so that an error in any step persists."""
 
     def __init__(self, name, **options):
         rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ class Model:
             if k % CHANGE == 0:
                 turn = k // CHANGE
                 change = CHANGES[turn % len(CHANGES)]
-                group.update({key: v for key, v in change.items() if key in group and key not in group.fixed})
+                group.update({key: v for key, v in change.items() if key in group and key not in self.opt.fixed})
                 self.opt.clip_norm = 1.0 if turn % 7 == 3 else None
                 self.opt.nonfinite = "skip" if turn % 5 == 2 else "propagate"
                 self.opt.zero_grads = turn % 4 == 1

@@ -1,4 +1,4 @@
-"""Any sequence of calls, legal or not: after each, memory is exactly the oracle's, or exactly what it was before.
+"""Random sequences of legal and illegal calls: after each, memory is exactly that of the numpy backend, or unchanged.
 
 Two worlds get the same calls. In one the arrays lie anywhere, their elements steps apart, and an instruction set or
 Numba steps them on some threads; in the other contiguous copies are stepped by the NumPy text. Every call must end in
@@ -49,7 +49,7 @@ LEGAL = [  # of a group; what a rule does not have or allow is refused by both
 ILLEGAL = [
     *[("weight_decay", value) for value in (-1.0, "0.1", None, math.nan, negative)],
     *[("clip_value", value) for value in (-1.0, "1")],
-    *[("maximize", None), ("decoupled_weight_decay", "yes"), ("unknown", 1), ("params", [])],
+    *[("maximize", None), ("decoupled_weight_decay", "yes"), ("learning_rate", 1), ("params", [])],
 ]
 OPTIONS = [
     *[("clip_norm", value) for value in (None, 0.5, falling)],
@@ -78,7 +78,7 @@ BAD_GRADIENTS = {
 }
 BAD_GROUPS = {
     "nothing": lambda w, new: {},
-    "unknown key": lambda w, new: {"params": [new], "rate": 1},
+    "unknown key": lambda w, new: {"params": [new], "learning_rate": 1},
     "illegal value": lambda w, new: {"params": [new], "weight_decay": -1.0},
     "a parameter again": lambda w, new: {"params": [new, w.filled()[0].array]},
     "part of a parameter": lambda w, new: {"params": [new, w.filled()[0].array[:1]]},
@@ -99,7 +99,7 @@ BAD_STATES = {
     "no groups": lambda saved: without(saved, "param_groups"),
     "a group more": lambda saved: saved["param_groups"].append(saved["param_groups"][0]),
     "an array less": lambda saved: saved["param_groups"][-1]["params"].pop(),
-    "unknown number": lambda saved: saved["param_groups"][-1].update(rate=1),
+    "unknown number": lambda saved: saved["param_groups"][-1].update(learning_rate=1),
     "illegal number": lambda saved: saved["param_groups"][-1].update(clip_value=-1),
     "negative steps": lambda saved: saved.update(steps=-1),
     "half a step": lambda saved: saved["state"][max(saved["state"])].update(step=0.5),
@@ -134,19 +134,17 @@ class World:
         return [p for p in self.params if p.array.size]
 
     def filled_state(self):
-        return [p.state for p in self.opt._parameters if p.array.size and p.state]
+        return [p.state for p in self.opt._stepper.parameters if p.array.size and p.state]
 
     def counts(self):
         opt = self.opt
-        return repr(
-            (opt.steps, opt.skipped, opt._skips_in_a_row, opt.grad_norm, len(opt.param_groups), len(opt._parameters))
-        )
+        return repr((opt.steps, opt._stepper.plan.tally, len(opt.param_groups), len(opt._stepper.parameters)))
 
     def bytes(self):
         """What a refused call must leave as it is, between the elements too, and the gradients that are bound."""
         opt = self.opt
-        states = [(name, a.tobytes()) for p in opt._parameters for name, a in p.state.items()]
-        bound = [id(g) for g in opt._grads]
+        states = [(name, a.tobytes()) for p in opt._stepper.parameters for name, a in p.state.items()]
+        bound = [id(g) for g in opt._stepper.plan.grads]
         return [p.memory.tobytes() for p in self.params + self.grads], states, bound, repr(opt), self.counts()
 
 
@@ -179,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         ends = []
         for world in self.worlds:
             if world is self.worlds[1] and hasattr(world, "opt"):
-                world.opt._dissolve()  # the oracle prepares every step anew
+                world.opt._stepper.dissolve()  # the oracle prepares every step anew
             before = world.bytes()
             try:
                 with self.here():
@@ -203,7 +201,7 @@ class Machine(RuleBasedStateMachine):
             for i, (a, b) in enumerate(zip(getattr(ours, kind), getattr(oracle, kind), strict=True)):
                 assert_same(a.array, b.array, f"{kind}[{i}]")
                 a.assert_apart(f"{kind}[{i}]")
-        for a, b in zip(ours.opt._parameters, oracle.opt._parameters, strict=True):
+        for a, b in zip(ours.opt._stepper.parameters, oracle.opt._stepper.parameters, strict=True):
             assert a.state.keys() == b.state.keys()
             for key in a.state:
                 assert_same(a.state[key], b.state[key], f"{key} of {a.label}")

@@ -1,4 +1,4 @@
-"""What the package says about itself, and what is said twice agrees; wheels are built and tried by `nox -s wheels`."""
+"""Metadata of the package, and facts that are stated twice; `nox -s wheels` builds and tests wheels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_version_is_written_once(project):
 
 
 def test_metadata():
-    """What an index shows: licence, README, and NumPy as the only thing that is always installed."""
+    """What PyPI shows: licence, README, and NumPy as the only required dependency."""
     about = metadata.metadata("proptim")
     assert about["License-Expression"] == "BSD-3-Clause"
     assert about["Description-Content-Type"] == "text/markdown"
@@ -69,6 +69,11 @@ def test_pythons(project):
     built = project["tool"]["cibuildwheel"]["build"]
     assert [name for name in built if "t-" not in name] == [f"cp3{minor}-*" for minor in minors]
     assert project["tool"]["mypy"]["python_version"] in [f"3.{minor}" for minor in minors]
+
+
+def test_nothing_is_built_inside_a_checkout(project):
+    """It may be read-only: where a wheel is built is left to scikit-build-core, which takes a temporary folder."""
+    assert "build-dir" not in project["tool"]["scikit-build"]
 
 
 def test_sdist(project):

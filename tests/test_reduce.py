@@ -1,4 +1,4 @@
-"""The global norm: the same bits everywhere, right, and what clipping makes of it."""
+"""The global norm: the same bits everywhere, its accuracy, and clipping."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import proptim
 from proptim import _backend, _numpy
+from proptim._prepared import clip_factor
 
 # Around the 16 lanes and the block of 4096 of a partial sum.
 SIZES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 255, 4080, 4095, 4096, 4097, 4111, 4112, 8191, 8192, 8193, 12289, 40000)
@@ -49,6 +50,21 @@ def test_same_bits(contestant, dtype):
             assert opt.grad_norm == expected, sizes
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_of_blocks_may_come_from_elsewhere(backend, dtype):
+    """Runs of whole blocks, each summed by itself, have the sums of their blocks; put together they are the sum."""
+    block = _numpy.BLOCK // (2 if np.dtype(dtype).kind == "c" else 1)
+    for sizes in LISTS:
+        grads = gradients(sizes, dtype)
+        runs = [g[i : i + 2 * block] for g in grads for i in range(0, g.size, 2 * block)]
+        summed = [_backend.sums_of(backend).sums_of_blocks(reals([run]), threads) for run in runs for threads in (1, 2)]
+        assert all(finite for _, finite in summed)
+        for each in (summed[::2], summed[1::2]):
+            sums = np.concatenate([np.zeros(0), *(blocks for blocks, _ in each)])
+            assert sums.size == sum(-(-g.size // block) for g in grads)
+            assert _backend.sums_of(backend).sum_of_blocks(sums) == _numpy.sum_of_squares(reals(grads))[0], sizes
+
+
 def test_any_layout(backend):
     """The order of elements is the logical one: every layout gives the bits of the contiguous copy."""
     for dtype in DTYPES:
@@ -77,7 +93,7 @@ def test_right(backend, dtype):
 
 
 def test_float32_range(backend):
-    """Squares that float32 cannot hold are summed all the same, and tiny ones are not lost."""
+    """Squares that overflow float32 are summed correctly, and tiny ones are not lost."""
     assert proptim.global_norm([np.full(4, 3e38, np.float32)]) == pytest.approx(2 * float(np.float32(3e38)), rel=1e-15)
     tiny = np.finfo(np.float32).smallest_subnormal
     assert proptim.global_norm([np.full(4, tiny)]) == 2 * float(tiny)
@@ -151,3 +167,90 @@ def test_clip_changes_nothing_in_vain(backend):
     with pytest.raises(ValueError, match="max_norm"):
         proptim.clip_grad_norm(grads, -1.0)
     assert [g.tobytes() for g in grads] == before
+
+
+# The norm as it is given ------------------------------------------------------------------------------------------
+
+
+def stepped(grads, given, **options):
+    """Parameters, grad_norm and counts after two steps with the norm that `given` says, or without one."""
+    params = [np.ones_like(g) for g in grads]
+    opt = proptim.RMSprop(params, lr=0.5, **options)
+    for step in range(2):
+        now = [g / (step + 1) for g in grads]
+        opt.step(now, grad_norm=None if given is None else given(now))
+    return [p.tobytes() for p in params], opt.grad_norm, opt.steps, opt.skipped
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_scale": -0.5}, {"nonfinite": "skip"}, {"nonfinite": "raise"}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_given_norm(contestant, dtype, options):
+    """A step that is given the norm is the step that measures it, bit for bit, in a plain one too."""
+    grads = gradients((17, 4097), dtype)
+    for clip_norm in (0.5, 1e30, math.inf):
+        expected = stepped(grads, None, clip_norm=clip_norm, **options)
+        assert stepped(grads, proptim.global_norm, clip_norm=clip_norm, **options) == expected, clip_norm
+    params, norm, *counts = stepped(grads, proptim.global_norm, **options)
+    plain, none, *plain_counts = stepped(grads, None, **options)
+    assert (params, counts) == (plain, plain_counts)
+    assert none is None
+    assert norm == abs(options.get("grad_scale", 1.0)) * proptim.global_norm([g / 2 for g in grads])
+
+
+@pytest.mark.parametrize("kind", [int, float, np.float32, np.array, lambda x: np.array([[x]]), "torch"])
+def test_given_norm_is_believed(backend, kind):
+    """The gradients are clipped by the norm that is given, one number of any kind, and not read for another."""
+    kind = pytest.importorskip("torch").tensor if kind == "torch" else kind
+    param, grad = np.zeros(2), np.array([3.0, 4.0])
+    opt = proptim.SGD([param], lr=1.0, clip_norm=2.0, grad_scale=0.5)
+    opt.step([grad], grad_norm=kind(16))
+    assert np.array_equal(param, -grad * (0.5 * (2.0 / (8.0 + 1e-6))))
+    assert opt.grad_norm == 8.0
+    opt.step()  # and only once
+    assert opt.grad_norm == 2.5
+    opt.clip_norm = None
+    for plain in range(3):  # also where a step is like the last one
+        opt.step()
+        assert opt.grad_norm == 2.5 + plain
+        opt.step(grad_norm=kind(7 + 2 * plain))
+        assert opt.grad_norm == 3.5 + plain
+        opt.grad_scale = 0.5
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_given_norm_not_finite(backend, norm, clip_norm):
+    """A given norm decides whether gradients count as finite, whatever their elements are."""
+    param, grad = np.ones(3), np.full(3, 2.0)
+    opt = proptim.SGD([param], lr=1.0, clip_norm=clip_norm, nonfinite="skip", max_skips=2, zero_grads=True)
+    for skipped in (1, 2):
+        opt.step([grad], grad_norm=norm)
+        assert (opt.steps, opt.skipped, opt.grad_norm) == (0, skipped, None)
+        assert np.array_equal(param, [1.0] * 3)
+        assert np.array_equal(grad, [0.0] * 3)
+    expected = f"grad_norm is {norm}; expected finite gradients, after 2 skips in a row (max_skips)"
+    with pytest.raises(FloatingPointError) as caught:
+        opt.step(grad_norm=norm)
+    assert str(caught.value) == expected
+    opt.nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match=f"^grad_norm is {norm}; expected finite gradients$"):
+        opt.step(grad_norm=norm)
+    grad[1] = -math.inf
+    with pytest.raises(FloatingPointError, match=r"^grads\[0\] is -inf at index \(1,\); expected finite gradients$"):
+        opt.step(grad_norm=norm)
+    assert np.array_equal(param, [1.0] * 3)
+    opt.step(grad_norm=0.5)
+    assert opt.steps == 1
+    assert np.array_equal(param, [1.0, math.inf, 1.0])
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_given_norm_propagates(backend, norm):
+    """With "propagate" a norm that is not finite does what arithmetic does, as one that is measured."""
+    for clip_norm, expected in ((None, -1.0), (1.0, -1.0 * clip_factor(norm, 1.0))):
+        param = np.zeros(1)
+        opt = proptim.SGD([param], lr=1.0, clip_norm=clip_norm)
+        opt.step([np.ones(1)], grad_norm=norm)
+        assert np.array_equal(param, [expected], equal_nan=True)
+        assert opt.steps == 1
+        assert repr(opt.grad_norm) == repr(norm)

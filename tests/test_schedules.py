@@ -14,7 +14,18 @@ import torch
 
 import proptim
 from proptim import schedules
-from proptim.schedules import constant, cosine, exponential, join, linear, one_cycle, step, warmup
+from proptim.schedules import (
+    constant,
+    cosine,
+    exponential,
+    join,
+    linear,
+    one_cycle,
+    plateau,
+    step,
+    warm_restarts,
+    warmup,
+)
 
 NAMES = list(proptim.OPTIMIZERS)
 SCHEDULED = [
@@ -40,6 +51,10 @@ EVERY = [
     warmup(4, 0.5),
     join(linear(0.0, 1.0, 4), 4, constant(0.5), 9, warmup(2, cosine(1.0, 4))),
     join(constant(1.0)),
+    warm_restarts(1.0, 4),
+    warm_restarts(0.5, 3, 2, end=0.1),
+    plateau(0.1),
+    plateau(0.1, 0.5, 3, 1e-3, "abs", cooldown=2, end=1e-3, eps=0.0, mode="max"),
 ]
 
 
@@ -91,6 +106,58 @@ def test_against_torch(ours, theirs, steps):
             scheduler.step()
 
 
+@pytest.mark.parametrize("mult", [1, 2, 3])
+def test_warm_restarts_are_those_of_torch(mult):
+    """To the bit, over several restarts."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 7, mult, 0.01)
+    ours = warm_restarts(0.3, 7, mult, end=0.01)
+    for k in range(200):
+        assert ours(k) == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+@pytest.mark.parametrize("cooldown", [0, 3])
+@pytest.mark.parametrize("factor", [0.1, 0.7])
+def test_plateaus_are_those_of_torch(mode, threshold_mode, cooldown, factor):
+    """To the bit, whatever is reported: improvements, plateaus, NaN and infinity."""
+    rng = np.random.default_rng(0)
+    reports = np.concatenate(
+        [np.repeat(rng.standard_normal(60), rng.integers(1, 9, 60)), [np.nan, np.inf, -np.inf] * 9]
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode, factor, 4, 1e-2, threshold_mode, cooldown, min_lr=1e-5
+    )
+    lr = plateau(0.3, factor, 4, 1e-2, threshold_mode, cooldown, end=1e-5, mode=mode)
+    opt = proptim.SGD([np.zeros(1)], lr=lr)
+    seen = set()
+    for report in reports:
+        lr.report(report)
+        optimizer.step()
+        scheduler.step(report)
+        opt.step([np.zeros(1)])
+        assert opt.lr == optimizer.param_groups[0]["lr"]
+        seen.add(opt.lr)
+    assert len(seen) > 3
+
+
+def test_a_plateau_goes_on_where_it_was():
+    first, second = (plateau(0.1, patience=1) for _ in range(2))
+    assert first == second
+    for report in (1.0, 1.0):
+        first.report(report)
+    assert first != second
+    vars(second).update(vars(first))
+    for each in (first, second):
+        each.report(1.0)
+    assert first == second
+    assert second(0) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("schedule", EVERY, ids=repr)
 def test_schedules_are_plain_objects(schedule):
     """repr gives the schedule back, as do pickle and deepcopy; equal ones hash alike, others differ."""
@@ -124,6 +191,12 @@ def test_all_schedules_are_tested():
         (lambda: one_cycle(1.0, 9, warm=0.0), "warm is 0.0; expected more than 0 and less than 1"),
         (lambda: one_cycle(1.0, 9, warm=1.0), "warm is 1.0; expected more than 0 and less than 1"),
         (lambda: warmup(0, 1.0), "steps is 0; expected more than 0"),
+        (lambda: warm_restarts(1.0, 0), "steps is 0; expected more than 0"),
+        (lambda: warm_restarts(1.0, 4, 0), "mult is 0; expected a whole number of at least 1"),
+        (lambda: warm_restarts(1.0, 4, 1.5), "mult is 1.5; expected a whole number of at least 1"),
+        (lambda: plateau(0.1, 1.0), "factor is 1.0; expected at least 0 and less than 1"),
+        (lambda: plateau(0.1, mode="least"), "mode is 'least'; expected 'min' or 'max'"),
+        (lambda: plateau(0.1, threshold_mode="much"), "threshold_mode is 'much'; expected 'rel' or 'abs'"),
         (lambda: join(constant(1.0), 5), "join got 2 arguments; expected schedule, step, schedule, ..."),
         (
             lambda: join(constant(1.0), 0, constant(2.0)),
@@ -146,11 +219,11 @@ def test_errors(make, message):
 
 
 def tried(name, key, value, change, **options):
-    """Bits after five steps from hyperparameter `key` = `value`, with `change(opt, step)` before each."""
+    """Bits after seven steps from hyperparameter `key` = `value`, with `change(opt, step)` before each."""
     w = W.copy()
     hyper = {key: (value, 0.99) if key == "betas" else value}
     opt = proptim.OPTIMIZERS[name]([w], **(options | hyper))
-    for k in range(5):
+    for k in range(7):  # RAdam looks at its eps from the sixth on
         change(opt, k)
         opt.step([np.roll(G, k)])
     return w.tobytes()
@@ -288,13 +361,51 @@ def test_changes_of_one_group_survive_an_error_in_another():
 
 
 def test_lr():
-    """lr reads the first group's rate of the coming step and sets every group's."""
+    """lr reads the rate of the next step and sets that of every group; if groups differ it is an error."""
     a, b = np.zeros(1), np.zeros(1)
     opt = proptim.SGD([{"params": [a], "lr": 0.5}, {"params": [b]}], lr=0.25)
-    assert opt.lr == 0.5
+    for ambiguous in (lambda: opt.lr, lambda: setattr(opt, "lr", 0.125)):
+        with pytest.raises(
+            ValueError, match=r"lr differs between parameter groups: \[0.5, 0.25\]; expected one for all"
+        ):
+            ambiguous()
+    opt.param_groups[0]["lr"] = 0.25
     opt.lr = 0.125
     assert [g["lr"] for g in opt.param_groups] == [0.125, 0.125]
     opt.lr = linear(1.0, 0.0, 4)
     opt.step([np.ones(1), np.ones(1)])
     assert opt.lr == 0.75
     assert (a[0], b[0]) == (-1.0, -1.0)
+
+
+def int8_tensor(n):
+    return torch.tensor(n, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("whole", [np.int8, np.uint8, int8_tensor])
+@pytest.mark.parametrize("real", [np.float16, np.float32, torch.tensor])
+def test_arguments_of_other_types(whole, real):
+    """Every schedule computes with Python numbers, whatever the type of its arguments: no count overflows."""
+
+    def make(n, x):
+        rising = schedules.warmup(n(100), schedules.linear(x(0.1), x(0.01), n(100)))
+        return [
+            schedules.constant(x(0.1)), schedules.linear(x(0.1), x(0.01), n(100)),
+            schedules.cosine(x(0.1), n(100), x(0.01)), schedules.exponential(x(0.1), x(0.9), n(3)),
+            schedules.step(x(0.1), x(0.5), n(30)), schedules.one_cycle(x(0.1), n(100), x(0.3), x(25), x(1000)),
+            rising, schedules.warm_restarts(x(0.1), n(10), n(2), x(0.01)), schedules.warm_restarts(x(0.1), n(100)),
+            schedules.join(schedules.constant(x(0.1)), n(100), rising),
+            schedules.plateau(x(0.1), x(0.5), n(1), x(1e-4), cooldown=n(1), end=x(1e-3), eps=x(1e-8)),
+        ]  # fmt: skip
+
+    every = make(whole, real), make(int, lambda x: float(real(x)))
+    known = {c for c in vars(schedules).values() if isinstance(c, type) and c.__module__ == schedules.__name__}
+    assert {*map(type, every[0])} == known
+    with np.errstate(all="raise"):
+        for given, expected in zip(*every, strict=True):
+            for k in (0, 1, 99, 100, 127, 128, 129, 255, 256, 300, 40_000):
+                if hasattr(given, "report"):
+                    given.report(np.float32(1))
+                    expected.report(1.0)
+                assert type(given(k)) is float
+                assert given(k) == expected(k), (given, k)

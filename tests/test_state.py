@@ -1,4 +1,4 @@
-"""State: plain and a snapshot, resumed to the bit anywhere, taken over whole or not at all."""
+"""State: a plain snapshot, from which runs resume bit for bit, and which loads completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def by_file(opt, fresh, tmp_path):
 
 
 def by_json(opt, fresh, tmp_path):
-    """Arrays as lists and keys as text, as a careless user writes them, mended."""
+    """A state_dict with arrays as lists and keys as strings, as some programs write it, converted back."""
     saved = opt.state_dict()
     text = json.loads(json.dumps(saved["param_groups"]))
     fresh.load_state_dict(saved | {"param_groups": text})
@@ -165,7 +166,7 @@ def test_state_dict_is_a_snapshot(name, options):
 
 
 def test_loading_copies():
-    """What is loaded is copied: two optimizers that loaded one state_dict do not meet in it."""
+    """Loading copies: two optimizers that loaded one state_dict do not share arrays."""
     run = Run("rmsprop", {}).go([0])
     saved, twin = run.opt.state_dict(), Run("rmsprop", {})
     twin.opt.load_state_dict(saved)
@@ -188,19 +189,19 @@ def test_state_is_by_name_or_index():
 
 
 def test_schedules_go_on():
-    """A schedule is not saved; that of the loading optimizer goes on at the step of the saved one."""
+    """Of a schedule its value is saved; that of the loading optimizer goes on at the step of the saved one."""
     options = {"lr": schedules.linear(1.0, 0.0, 10), "momentum": schedules.constant(0.5), "weight_decay": 0.1}
     whole = Run("sgd", options).go(range(len(LOSSES)))
     first = Run("sgd", options).go(range(HALF))
     saved = first.opt.state_dict()
-    assert not {"lr", "momentum"} & saved["param_groups"][0].keys()
+    assert [saved["param_groups"][0][key] for key in ("lr", "momentum")] == [0.7, 0.5]
     second = Run("sgd", options, params=first.params)
     second.opt.load_state_dict(saved)
     assert second.opt.lr == 0.7
     assert second.go(range(HALF, len(LOSSES))).bits() == whole.bits()
     fixed = Run("sgd", {**options, "lr": 0.25})
     fixed.opt.load_state_dict(saved)
-    assert fixed.opt.lr == 0.25
+    assert fixed.opt.lr == 0.7
 
 
 def test_skips_are_saved():
@@ -243,17 +244,90 @@ def refused(opt, params, error, message, load):
     assert frozen([list(params), opt.state_dict()]) == before
 
 
+def is_the_same(name, other):
+    """Whether the state of `other` has nothing that `name` does not, and lacks nothing: Adam's, AdamW's and RAdam's."""
+    mine, theirs = proptim.OPTIMIZERS[name], proptim.OPTIMIZERS[other]
+    needed = {*mine.states} - {*mine.optional}
+    return (
+        theirs.hyper.keys() <= mine.hyper.keys()
+        and {*theirs.states} <= {*mine.states}
+        and needed <= {*theirs.states} - {*theirs.optional}
+        and mine.clock_start.keys() == theirs.clock_start.keys()
+    )
+
+
 @pytest.mark.parametrize("other", NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_state_of_another_class(name, other):
-    """State of another rule is refused by the first thing that this one does not know; Adam's and AdamW's is one."""
+    """State of another rule is refused by the name of that; where it has none by what this one does not know."""
     run, foreign = Run(name, {}).go([0]), Run(other, {}).go([0, 1])
-    if name == other or {name, other} == {"adam", "adamw"}:
-        run.opt.load_state_dict(foreign.opt.state_dict())
-        assert run.opt.steps == 2
-    else:
-        load = lambda: run.opt.load_state_dict(foreign.opt.state_dict())  # noqa: E731
-        refused(run.opt, run.params.values(), ValueError, "unknown to|has no '|state has the arrays", load)
+    saved = foreign.opt.state_dict()
+    assert saved["rule"] == ("Adam" if other == "adamw" else type(foreign.opt).__name__)
+    bare = {key: value for key, value in saved.items() if key != "rule"}
+    for given, known, message in (
+        (saved, {name, other} <= {"adam", "adamw"} or name == other, "state_dict is that of '.*'; expected one of "),
+        (bare, is_the_same(name, other), "unknown to|has no '|state has the arrays"),
+    ):
+        if known:
+            run.opt.load_state_dict(given)
+            assert run.opt.steps == 2
+        else:
+            refused(run.opt, run.params.values(), ValueError, message, partial(run.opt.load_state_dict, given))
+
+
+class Halving(proptim.SGD):
+    """A class of somebody's own, with a rule of its own."""
+
+    @staticmethod
+    def rule(param, grad, momentum_buffer, lr, momentum, undamped, nesterov):
+        return param / 2, momentum_buffer
+
+
+def test_state_of_a_class_of_ones_own():
+    """It is known by the name of the class, wherever that lives."""
+    opt = Halving([np.ones(2)], lr=0.1, backend="numpy")
+    opt.step([np.ones(2)])
+    saved = opt.state_dict()
+    assert saved["rule"] == "Halving"
+    other = Halving([np.ones(2)], lr=0.1, backend="numpy")
+    other.load_state_dict(saved)
+    assert other.steps == 1
+    with pytest.raises(ValueError, match="state_dict is that of 'Halving'; expected one of SGD"):
+        proptim.SGD([np.ones(2)], lr=0.1).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128])
+@pytest.mark.parametrize("name", NAMES)
+def test_squares_are_not_negative(name, dtype):
+    """State of which a root is taken is refused where it is negative; averages of gradients may be."""
+    cls = proptim.OPTIMIZERS[name]
+    options = {"amsgrad": True} if "amsgrad" in cls.hyper else {"momentum": 0.5} if "momentum" in cls.hyper else {}
+    options |= {"centered": True} if "centered" in cls.hyper else {}
+    opt = cls([np.ones(2, dtype)], **options)
+    opt.step([np.ones(2, dtype)])
+    for array in [*opt.state_dict()["state"][0]]:
+        saved = opt.state_dict()
+        if array == "step_size" or not isinstance(saved["state"][0][array], np.ndarray):
+            continue
+        saved["state"][0][array][1] = -1e-3
+        if array in cls.squares:
+            message = f"'{array}' in state 0 of state_dict has negative elements; expected none"
+            refused(opt, opt.param_groups[0]["params"], ValueError, message, partial(opt.load_state_dict, saved))
+        else:
+            opt.load_state_dict(saved)
+    roots = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf"}
+    assert cls.squares == roots & {*cls.states}
+
+
+def test_rprop_of_torch_has_no_variant():
+    """torch's Rprop is irprop-, which its state does not say; that another variant goes on is told."""
+    saved = proptim.Rprop([np.ones(2)], variant="irprop-").state_dict()
+    del saved["param_groups"][0]["variant"], saved["rule"]
+    proptim.Rprop([np.ones(2)], variant="irprop-").load_state_dict(saved)
+    opt = proptim.Rprop([np.ones(2)])
+    with pytest.warns(UserWarning, match=r"group 0 .* has no 'variant'.* goes on with variant='rprop-'") as told:
+        opt.load_state_dict(saved)
+    assert told[0].filename == __file__
 
 
 def put(*path, value):
@@ -317,9 +391,10 @@ def paths(tree, *path):
 JUNK = [REMOVED, None, -1, 1e300, math.nan, "x", b"x", [], {}, [1, 2], {"params": 0}, object(), np.ones(2), np.ones(0)]
 
 
+@pytest.mark.filterwarnings("ignore:group 0 of state_dict has no 'variant'")
 @pytest.mark.parametrize("name", NAMES)
 def test_junk(name):
-    """With any one place replaced by junk, loading either refuses and changes nothing, or gives a working optimizer."""
+    """With any one value replaced by another object, loading fails and changes nothing, or the optimizer works."""
     options = OPTIONS[name][-1]
     good = Run(name, options).go([0]).opt.state_dict()
     run, before = None, None
@@ -339,7 +414,7 @@ def test_junk(name):
                 run = None
 
 
-@pytest.mark.parametrize("saved", [None, 3, [], "state", {}, {"state": {}}, object()], ids=repr)
+@pytest.mark.parametrize("saved", [None, 3, [], "state", {}, {"state": {}}, Ellipsis], ids=repr)
 def test_no_state_dict(saved):
     """What is no state_dict at all."""
     run = Run("sgd", {}).go([0])

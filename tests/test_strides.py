@@ -33,7 +33,7 @@ IDS = {"ids": lambda value: value if isinstance(value, str) else "-".join(value)
 
 
 class Laid:
-    """Values laid into memory full of canaries."""
+    """Values in memory that is filled with canary values."""
 
     def __init__(self, values, layout):
         shape, self.view_of = LAYOUTS[layout]
@@ -121,7 +121,7 @@ def test_field_of_records(backend, packed):
 
 @pytest.mark.parametrize("name", proptim.OPTIMIZERS)
 def test_large(name):
-    """Strided arrays of many blocks and shares, on several threads."""
+    """Strided arrays of many blocks and parts, on several threads."""
     rng = np.random.default_rng(2)
     for options in selftest.STAGES:
         memory = rng.standard_normal((70, 2, 130)).astype(np.float32)
@@ -215,8 +215,8 @@ def test_functional_with_strided_state(name, options):
         dense |= step.init(dense["param"], **options)
         for turn in range(len(order)):
             laid = {key: Laid(a, order[(turn + 2 * j) % len(order)]) for j, (key, a) in enumerate(dense.items())}
-            step(**{key: each.array for key, each in laid.items()}, loss=1.0, **options)
-            step(**dense, loss=1.0, **options)
+            step(**{key: each.array for key, each in laid.items()}, step=1, loss=1.0, **options)
+            step(**dense, step=1, loss=1.0, **options)
             for key, each in laid.items():
                 assert same(each.array, dense[key]), (key, turn, dtype)
                 each.assert_apart()

@@ -1,4 +1,4 @@
-"""Threads change nothing but speed; one optimizer is for one thread; a forked child steps on."""
+"""Threads change only the speed; an optimizer can be used by one thread at a time; a forked child can step."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_python_threads():
 
 
 class Gate:
-    """A schedule for grad_scale: once armed, the step that asks for it halts until it is let on."""
+    """A schedule for grad_scale: once armed, the step that evaluates it waits until it is released."""
 
     def __init__(self):
         self.armed, self.arrived, self.go = False, threading.Event(), threading.Event()
@@ -121,17 +121,48 @@ def test_one_optimizer_in_two_threads(backend, name):
     opt.step(loss=1.0)  # and the optimizer is free again
 
 
+@pytest.mark.parametrize(
+    "count", [10**30, 1e30, 10**400, 10**5000, -(10**5000)], ids=["30", "1e30", "400", "5000", "-5000"]
+)
+def test_huge_numbers_of_threads(count):
+    """A number of any size raises an error with a readable message."""
+    expected = "at most 1024" if count > 0 else "a whole number of at least 1"
+    for call in (proptim.set_num_threads, lambda n: proptim.SGD([np.ones(1)], lr=0.1, threads=n)):
+        with pytest.raises(ValueError, match=f"threads is .*; expected {expected}$") as error:
+            call(count)
+        assert len(str(error.value)) < 160
+
+
+def test_called_from_its_own_schedule(backend):
+    """A schedule that steps or changes its own optimizer is told that it is within a step, and not of other threads."""
+    param, told = np.ones(5), []
+
+    def schedule(step):
+        for call in REFUSED.values() if armed else ():
+            with pytest.raises(RuntimeError, match="within another call of the same optimizer") as error:
+                call(opt, np.ones(5))
+            told.append(error)
+        return 1.0
+
+    armed = False
+    opt = proptim.SGD([param], lr=0.5, grad_scale=schedule)
+    armed = True
+    opt.step([np.ones(5)])
+    assert len(told) == len(REFUSED)
+    assert (opt.steps, param.tolist()) == (1, [0.5] * 5)
+
+
 @pytest.mark.parametrize("name", proptim.OPTIMIZERS)
 def test_repeated_step_claims_too(backend, name):
-    """The short way of a step like the one before is refused as well while the plan is in use."""
+    """Repeating a step is also refused while the optimizer is in use."""
     param, grad = np.ones(5), np.full(5, 0.5)
     opt = proptim.OPTIMIZERS[name]([param])
     for _ in range(3):
         opt.step([grad])
     before = param.copy()
-    with opt._plan.claim:
+    with opt._stepper.claim:
         for args in ([], [[grad]], [[grad.copy()]]):
-            with pytest.raises(RuntimeError, match="another thread"):
+            with pytest.raises(RuntimeError, match="within another call of the same optimizer"):
                 opt.step(*args)
     assert np.array_equal(param, before)
     assert opt.steps == 3

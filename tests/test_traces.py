@@ -1,4 +1,4 @@
-"""Runs worked out by hand, on every backend: the four variants of Rprop, and what sets the rules apart."""
+"""Runs computed by hand, on every backend: the four variants of Rprop, and properties that distinguish the rules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import proptim
+from proptim import _backend, _stages
 
 GRADS = [1, 1, -1, -1, -1, 0.5, 0, 0.5]
 LOSSES = [5, 4, 4.5, 3, 2, 1, 1, 1]
@@ -90,6 +91,79 @@ def test_rprop_step_sizes_stay_in_bounds(backend):
             opt = proptim.Rprop([param], lr=lr)
             opt.step([np.ones(9, dtype)])
             assert (param == -first).all()
+
+
+# Where gradients of +1, -1 and 0 lead from p = -2.2, d = 1.2 and a last gradient of +1 once the bounds have changed:
+# (parameter, step size). Taking back gives back the whole 1.2 of the last move.
+NARROWED = {  # to at most 0.1
+    "rprop-": "-2.3,.1 -2.1,.1 -2.2,.1",
+    "irprop-": "-2.3,.1 -2.2,.1 -2.2,.1",
+    "rprop+": "-2.3,.1 -1,.1 -2.2,.1",
+    "irprop+": "-2.3,.1 -1,.1 -2.2,.1",
+}
+RAISED = {  # to at least 5
+    "rprop-": "-7.2,5 2.8,5 -2.2,5",
+    "irprop-": "-7.2,5 -2.2,5 -2.2,5",
+    "rprop+": "-7.2,5 -1,5 -2.2,5",
+    "irprop+": "-7.2,5 -1,5 -2.2,5",
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("variant", NARROWED)
+def test_rprop_bounds_hold_at_once(backend, variant, loaded):
+    """Bounds changed in mid-run, or narrower than a loaded state, hold in the next step, whatever the signs."""
+    for bounds, table in (((1e-6, 0.1), NARROWED), ((5.0, 50.0), RAISED)):
+        for dtype, close in ((np.float64, EXACT), (np.float32, {"rtol": 0, "atol": 1e-6})):
+            for grad, pair in zip((1, -1, 0), table[variant].split(), strict=True):
+                param = np.zeros(21, dtype)
+                opt = proptim.Rprop([param], lr=1.0, variant=variant)
+                for loss in (2, 1):
+                    opt.step([np.ones(21, dtype)], loss=loss)
+                if loaded:
+                    saved, opt = opt.state_dict(), proptim.Rprop([param], lr=1.0, variant=variant)
+                    opt.load_state_dict(saved)
+                opt.param_groups[0]["step_sizes"] = bounds
+                opt.step([np.full(21, grad, dtype)], loss=1.5)
+                p, d = map(float, pair.split(","))
+                np.testing.assert_allclose(param, np.full(21, p), **close)
+                assert (opt.state[0]["step_size"] == dtype(d)).all()
+
+
+def test_rprop_bounds_hold_without_a_last_sign(backend):
+    """Before the first step, and after a gradient of zero, which also takes the bounds of its time."""
+    for variant in TRACES:
+        param = np.zeros(9)
+        opt = proptim.Rprop([param], lr=1.0, variant=variant)
+        for bounds, grad, at, size in (
+            ((1e-6, 0.5), 1.0, -0.5, 0.5),
+            ((1e-6, 0.25), -0.0, -0.5, 0.25),
+            ((2.0, 8.0), -1.0, 1.5, 2.0),
+            ((1e-6, 50.0), -1.0, 1.5 + 2 * 1.2, 2 * 1.2),
+        ):
+            opt.step_sizes = bounds
+            opt.step([np.full(9, grad)], loss=1.0)
+            assert (param == at).all()
+            assert (opt.state[0]["step_size"] == size).all()
+
+
+def test_rprop_bounds_leave_nan(backend):
+    """A step size or gradient that is NaN stays visible under any bounds."""
+    for variant in TRACES:
+        param, word = np.zeros(9), np.full(9, 0.1)
+        word[4] = np.nan
+        for grad in (1.0, -1.0, 1.0):
+            plan_step(backend, variant, param, np.full(9, grad), word)
+        assert np.isnan(param).nonzero()[0].tolist() == [4], variant
+
+
+def plan_step(backend, variant, param, grad, word):
+    """One step of Rprop on a state of any values, which no optimizer would load."""
+    opt = proptim.Rprop([np.zeros(1)], lr=0.1, variant=variant)
+    coefs, _ = opt.advance(opt.settled(opt.param_groups[0], 0), tuple(opt.clock_start.values()), 1.0)
+    plan = _backend.plan_type(backend)(proptim.Rprop, [(param, word)], 1, False)
+    plan.bind([grad])
+    plan.step([(*coefs, *_stages.NEUTRAL.values())], [])
 
 
 def test_rprop_and_zero(backend):

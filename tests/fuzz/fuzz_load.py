@@ -1,11 +1,11 @@
-"""Fuzzing of Optimizer.load: a file is refused in words and changes nothing, or is taken over and stepped on.
+"""Fuzzing of Optimizer.load: a file raises ValueError and changes nothing, or is loaded and the optimizer steps.
 
-With coverage as a guide, for five minutes: `pip install atheris`, then in a folder for what it finds
+To run it for five minutes, guided by coverage: `pip install atheris`, then in a folder for its findings
 
     python tests/fuzz/fuzz_load.py -max_total_time=300 -max_len=4096 FOUND tests/fuzz/corpus
 
-Inputs are mutated in two ways: as bytes, and as archives whose checksums are made right again, without which next to
-nothing would get beyond them. tests/test_checkpoint.py replays the corpus and mutations of fixed seeds.
+Inputs are mutated in two ways: as bytes, and as archives whose checksums are corrected, because almost no other input
+gets past the checksums. tests/test_checkpoint.py replays the corpus and mutations with fixed seeds.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def check(data: bytes) -> bool:
 
 
 def mend(data: bytes) -> bytes:
-    """Make the checksums and lengths right, so that what is behind them is reached."""
+    """Correct the checksums and lengths, so that the code after their checks is reached."""
     out, at = bytearray(data), 0
     while out[at : at + 4] == checkpoint.LOCAL and len(out) >= at + 30:
         named, extended = struct.unpack_from("<2H", out, at + 26)
@@ -88,7 +88,7 @@ def mend(data: bytes) -> bytes:
 
 
 def mutate(rng: random.Random, data: bytes | None = None) -> bytes:
-    """A file of the corpus, or the one given, with a few changes; mostly mended."""
+    """A file of the corpus, or the given one, with some changes; mostly with corrected checksums."""
     out = bytearray(rng.choice(CORPUS).read_bytes() if data is None else data)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 4))):
         at = rng.randrange(len(out) + 1)
@@ -106,7 +106,7 @@ def mutate(rng: random.Random, data: bytes | None = None) -> bytes:
 
 
 def one(data: bytes) -> None:
-    """One run of the fuzzer: the bytes as they are, and mended."""
+    """One run of the fuzzer: the bytes as they are, and with corrected checksums."""
     check(data)
     check(mend(data))
 

@@ -1,12 +1,13 @@
-"""Golden bits: where a fixed run of every optimizer ends, in <optimizer>.json beside this file.
+"""Golden bits: the results of a fixed run of every optimizer, in <optimizer>.json next to this file.
 
-`python tests/golden/make.py` writes all files with the NumPy text; a changed line is a change of results, to be looked
-at and put into the changelog. The inputs are exact or rounded once, and come from no generator of random numbers.
+`python tests/golden/make.py` writes all files with the numpy backend. A changed line is a change of results, which has
+to be reviewed and noted in the changelog. The inputs are exact or rounded once, without random numbers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ STAGES: list[dict[str, Any]] = [
 
 
 def gradient(step: int) -> list[float]:
-    """Gradients of both signs around 1 that turn now and then, and special ones that wander."""
+    """Gradients of both signs around 1 whose signs change, and special ones at positions that move."""
     grad = [((29 * i + 53 * step) % 127 - 63) / 48 for i in range(PERIOD)]
     for i, value in SPECIAL.items():
         grad[(i + step // 2) % PERIOD] = value
@@ -59,8 +60,19 @@ def bits(array: Any) -> str:
     return " ".join(f"{int(b):0{2 * array.itemsize}x}" for b in array[:PERIOD].view(f"u{array.itemsize}"))
 
 
+def check_installed() -> None:
+    """Check that every rule is installed: the installed package computes the results, not the checkout."""
+    lists = (HERE.parents[1] / "csrc" / "include" / "rules.def").read_text(encoding="utf-8")
+    missing = set(re.findall(r"^PROPTIM_RULE\((\w+),", lists, re.MULTILINE)) - {
+        cls.kernel for cls in proptim.OPTIMIZERS.values()
+    }
+    if missing:
+        raise SystemExit(f"csrc has rules that are not installed: {', '.join(sorted(missing))}; install proptim again")
+
+
 def main() -> None:
     """Write a file for every optimizer."""
+    check_installed()
     for name in proptim.OPTIMIZERS:
         found = {
             dtype: {
