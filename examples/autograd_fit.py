@@ -1,7 +1,7 @@
 """Gradients by HIPS autograd, steps by proptim: a full-batch fit of a small network, as one flat vector.
 
-autograd differentiates NumPy code as it is written. `flatten` makes one vector of the nested parameters, proptim steps
-this vector in place, and irprop+ gets the loss, which autograd returns beside the gradient anyway.
+autograd differentiates ordinary NumPy code. `flatten` makes one vector of the nested parameters, proptim steps this
+vector in place, and irprop+ gets the loss, which autograd returns together with the gradient.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ layers = [(rng.standard_normal((m, n)) / m**0.5, np.zeros(n)) for m, n in [(1, 2
 flat, unflatten = flatten(layers)
 loss_and_grad = value_and_grad(lambda vector: anp.mean((predict(unflatten(vector), X) - Y) ** 2))
 
-# Steps up to 50, the published bound, would drive weights to where cosh overflows.
+# Step sizes up to 50, the published bound, would make weights so large that cosh overflows.
 optimizer = proptim.Rprop([flat], step_sizes=(1e-6, 1.0), variant="irprop+")
 losses = []
 for step in range(STEPS):

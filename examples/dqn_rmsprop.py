@@ -29,7 +29,7 @@ def observe(row, ball, paddle):
 
 
 def new_params():
-    """Weights and biases of 50 -> 32 -> 3; the last layer starts at zero: no opinion."""
+    """Weights and biases of 50 -> 32 -> 3; the last layer starts at zero, so that all actions have the same value."""
     w1 = rng.standard_normal((ROWS * COLUMNS, 32), np.float32) * np.float32((2 / (ROWS * COLUMNS)) ** 0.5)
     return [w1, np.zeros(32, np.float32), np.zeros((32, ACTIONS), np.float32), np.zeros(ACTIONS, np.float32)]
 
@@ -42,7 +42,7 @@ def values(params, x):
 
 
 def gradients(params, target_params, x, action, reward, after, over):
-    """Of the squared error of Q-learning, its derivative clipped to [-1, 1]; summed over the batch."""
+    """Gradients of the squared error of Q-learning, its derivative clipped to [-1, 1]; summed over the batch."""
     hidden, q = values(params, x)
     best = values(target_params, after)[1].max(axis=1)
     chosen = np.arange(len(x)), action

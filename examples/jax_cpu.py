@@ -1,8 +1,8 @@
 """JAX on the CPU computes loss and gradient, proptim steps: a classifier of two spirals.
 
-JAX arrays never change, so proptim refuses to step one. The parameters live in a NumPy vector; JAX is given a copy of
-it at each step, and its gradient is read where it lies, without a copy. That is the whole cost: one pass over the
-parameters and a call from Python, which the last lines time. Who wants neither stays inside JAX, with optax.
+JAX arrays are immutable, so proptim cannot step them. The parameters are in a NumPy vector; JAX gets a copy of it at
+each step, and its gradient is read without a copy. So the cost is one pass over the parameters and a call from Python,
+which the last lines measure. To avoid both, stay inside JAX, with optax.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = 400
 rng = np.random.default_rng(0)
 angle = rng.uniform(0.5, 3 * np.pi, 400)
 label = rng.integers(2, size=400)
-turned = angle + np.pi * label  # the second spiral is the first, turned by half
+turned = angle + np.pi * label  # the second spiral is the first, rotated by 180 degrees
 X = jnp.asarray(np.stack([angle * np.cos(turned), angle * np.sin(turned)], axis=1) / 2.5, jnp.float32)
 Y = jnp.asarray(label, jnp.float32)
 
@@ -36,7 +36,7 @@ start, unravel = ravel_pytree([(jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.
 
 
 def scores(vector):
-    """ReLU layers and a linear one; above 0 the point is taken to be of the second spiral."""
+    """ReLU layers and a linear one; a value above 0 means that the point belongs to the second spiral."""
     *hidden, (weight, bias) = unravel(vector)
     x = X
     for w, b in hidden:
@@ -65,7 +65,7 @@ losses = []
 copying = stepping = 0.0
 for step in range(STEPS):
     begin = perf_counter()
-    # Not jnp.asarray: that may share the memory of `params` (jax-ml/jax#37830), which the step is going to change.
+    # Not jnp.asarray: that may share the memory of `params` (jax-ml/jax#37830), which the step changes.
     vector = jnp.array(params, copy=True).block_until_ready()
     copied = perf_counter()
     loss, grad = loss_and_grad(vector)

@@ -1,4 +1,4 @@
-"""A whole training loop compiled by Numba and stepped by proptim: no Python between two steps.
+"""A whole training loop compiled by Numba, with steps of proptim: no Python code runs between two steps.
 
 Logistic regression, once by RMSprop on mini-batches and once by Rprop on all samples. A second run finds the compiled
 code in Numba's cache.
@@ -91,7 +91,7 @@ def main() -> None:
     train_on_all(x, y, w, state["step_word"], 100)
     report("Rprop", w, time.perf_counter() - begin)
 
-    # The optimizer object, stepped from Python, arrives at the same bits.
+    # An optimizer object, stepped from Python, gives the same bits.
     other, grad = np.zeros(FEATURES), np.empty(FEATURES)
     optimizer = proptim.Rprop([other], grads=[grad], variant="irprop-")
     for _ in range(100):

@@ -1,7 +1,7 @@
-"""The plainest training loop: NumPy alone, with parameter groups, a schedule, clip_norm, and a resumed run.
+"""The simplest training loop: NumPy alone, with parameter groups, a schedule, clip_norm, and a resumed run.
 
-A small network learns y = sin(3 x) from mini-batches. A second run is stopped half-way, saved, loaded by a new
-optimizer over new arrays, and goes on: it ends with the same bits as the run that was never stopped.
+A small network learns y = sin(3 x) from mini-batches. A second run is stopped half-way and saved. A new optimizer for
+new arrays loads it and continues: it ends with the same bits as the run that was never stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def new_optimizer(p):
 
 
 def loss_and_grads(p, x, y):
-    """Half the mean squared error, and its gradients by hand."""
+    """Half the mean squared error, and its gradients, derived by hand."""
     hidden = np.tanh(x @ p["W1"] + p["b1"])
     error = hidden @ p["W2"] + p["b2"] - y
     out = error / np.float32(len(x))
@@ -50,7 +50,7 @@ def loss_and_grads(p, x, y):
 
 
 def train(p, opt, until):
-    """Steps up to number `until`. The batch depends on the number of the step alone, so a resumed run sees the same."""
+    """Step until step number `until`. A batch depends only on the step number, so a resumed run sees the same."""
     while opt.steps < until:
         batch = np.random.default_rng(opt.steps).integers(len(X), size=BATCH)
         _, grads = loss_and_grads(p, X[batch], Y[batch])
@@ -76,7 +76,7 @@ with tempfile.TemporaryDirectory() as folder:
 
     with np.load(Path(folder) / "params.npz") as file:
         resumed = dict(file)
-    optimizer = new_optimizer(resumed)  # with its schedule, which is code and not in the file
+    optimizer = new_optimizer(resumed)  # with its schedule, which is not in the file
     optimizer.load(Path(folder) / "optimizer.npz")
 train(resumed, optimizer, STEPS)
 

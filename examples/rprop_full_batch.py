@@ -1,9 +1,9 @@
 """Rprop on full batches and on mini-batches: handwritten digits, a small network, all four variants.
 
-Rprop looks only at the sign of each gradient. On the full batch that sign is right, and every variant trains in a few
-dozen steps without a learning rate to choose. On mini-batches the sign is noise: nine gradients of 0.1 and one of -0.9
-should cancel, but nine steps go one way and one the other. RMSprop, which divides by a running mean of sizes, keeps the
-sizes of neighbouring batches comparable and trains on the same batches in the same order.
+Rprop uses only the sign of each gradient. On the full batch that sign is right, and every variant trains in a few dozen
+steps without a learning rate. On mini-batches the sign is noisy: nine gradients of 0.1 and one of -0.9 should cancel,
+but nine steps go one way and one the other. RMSprop divides by a moving root mean square, which is nearly the same for
+consecutive batches, and trains on the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def loss_and_grads(params, rows):
 
 
 def error_rate(params, rows):
-    """Share of digits that are taken for another."""
+    """Share of digits that are classified wrongly."""
     w1, b1, w2, b2 = params
     return float(np.mean((np.tanh(X[rows] @ w1 + b1) @ w2 + b2).argmax(axis=1) != raw_y[rows]))
 

@@ -1,8 +1,9 @@
 """scipy.optimize.minimize with proptim's rules: least squares on the diabetes data of scikit-learn.
 
-442 patients, 10 measurements, standardized; the exact solution is known, so each method says how far from it it ended
-and how many gradients it took. All four variants of Rprop get there. BFGS is far quicker on a small smooth problem such
-as this: Rprop is for many weights, for gradients whose sizes cannot be trusted, and for objectives with kinks.
+442 patients, 10 measurements, standardized. The exact solution is known, so each method reports how far from it it
+ended and how many gradients it needed. All four variants of Rprop find it. BFGS is far quicker on a small smooth
+problem such as this: Rprop is for many weights, for gradients whose sizes cannot be trusted, and for objectives with
+kinks.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     print(f"skipped: {error.name} is not installed; pip install 'proptim[examples]'", file=sys.stderr)
     sys.exit(77)
 
-import proptim.torch  # the one line to add; below, `proptim.torch.` stands where `torch.optim.` stood
+import proptim.torch  # the one line to add; below, `proptim.torch.` replaces `torch.optim.`
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ share = stepping / (time.perf_counter() - started)
 print(f"{share:.0%} of the time was the optimizer's")
 
 assert accuracy() > 0.97, accuracy()
-# A run goes on in torch.optim, and came from there: the state is the same.
+# The state can be loaded by torch.optim, and the other way round: it has the same form.
 successor = torch.optim.RMSprop(model.parameters())
 successor.load_state_dict(optimizer.state_dict())
 assert successor.state[model[0].weight]["step"] == epochs * -(-len(train) // batch)

@@ -1,4 +1,4 @@
-"""Step every parameter inside backward, as soon as its gradient is there, and free the gradient at once.
+"""Step every parameter inside backward, as soon as its gradient is computed, and free the gradient at once.
 
 With one optimizer for each parameter, gradients need not all be in memory at the same time, and each is read while it
 is still in cache. Needs PyTorch.

@@ -1,8 +1,8 @@
-"""What a wheel may be, before anybody can install it: `python tools/check_wheel.py dist/*.whl`.
+"""Check wheels before they are published: `python tools/check_wheel.py dist/*.whl`.
 
-Its tags are ones that are released, it is small, its modules are the ones that are known and nothing is bundled with
-them; on Linux they need no newer glibc than the tag says and let out their initialiser and nothing else, but for what
-threadpoolctl looks up. Needs pyelftools.
+A wheel must have a tag that is released, be small, and contain only the known modules and no libraries. On Linux
+modules must not need a newer glibc than the tag says, and must export only their initializer and what threadpoolctl
+looks up. Needs pyelftools.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-MAX_BYTES = 500_000
+MAX_BYTES = 800_000
 NEWEST_GLIBC = (2, 28)
 PYTHONS = re.compile(r"(cp31[0-4])-\1|cp314-cp314t|cp312-abi3")
 PLATFORMS = re.compile(
     r"manylinux_2_(?P<glibc>\d+)_(x86_64|aarch64)|manylinux2014_(x86_64|aarch64)|musllinux_1_2_(x86_64|aarch64)"
     r"|macosx_\d+_\d+_(x86_64|arm64)|win_(amd64|arm64)"
 )
-EXPORTS = {  # module -> names besides its initialiser; OpenMP is missing where the compiler has none
+EXPORTS = {  # module -> names besides its initializer; the OpenMP module is missing if the compiler does not support it
     "proptim/_core": {"proptim_pool_get_limit", "proptim_pool_set_limit"},
     "proptim/_openmp": set[str](),
     "proptim/bench/_kernels": set[str](),
@@ -32,7 +32,7 @@ OPENMP = r"libgomp\.so\.1"  # that of the system, which torch and others share; 
 
 
 def elf_faults(module: str, content: bytes, glibc: tuple[int, int] | None) -> list[str]:
-    """What is wrong with one Linux module; `glibc` is the newest that it may need, None for musl."""
+    """The faults of one Linux module; `glibc` is the newest that it may need, None for musl."""
     elf = ELFFile(io.BytesIO(content))
     found = []
     known = re.compile(f"{SYSTEM}|{OPENMP}" if module == "proptim/_openmp" else SYSTEM)
@@ -60,7 +60,7 @@ def elf_faults(module: str, content: bytes, glibc: tuple[int, int] | None) -> li
 
 
 def faults(wheel: Path) -> list[str]:
-    """What is wrong with a wheel, in words."""
+    """The faults of a wheel, as messages."""
     found = []
     python, _, names = wheel.stem.split("-", 2)[2].rpartition("-")
     pure = (python, names) == ("py3-none", "any")

@@ -1,4 +1,4 @@
-"""Formulas as SVG in the page, drawn when it is built: no script, no font and no network where they are read."""
+"""Formulas as SVG in the page, drawn when it is built, so that reading them needs no script, font or network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-ziamath.config.math.color = "currentColor"  # that of the text, in the dark too
+ziamath.config.math.color = "currentColor"  # the colour of the text, also in dark mode
 ziamath.config.svg2 = False  # glyphs as paths: as symbols they would be looked up by name in the whole page
 EM = 16
 SIZE = 1.2 * EM
@@ -21,12 +21,12 @@ SIZE = 1.2 * EM
 
 
 def svg(code: str, node: nodes.Node, inline: bool) -> str:
-    """One formula; what cannot be drawn is a warning, and shown as it is written."""
+    """One formula; if it cannot be drawn, warn and show its source."""
     try:
         formula = ziamath.Latex(code, size=SIZE, inline=inline)
         if "\\" in formula.mathmlstr():
             raise ValueError("unknown command")
-    except Exception as error:  # whatever a mistake leads its parser to raise
+    except Exception as error:  # a mistake in a formula makes the parser raise many kinds of errors
         logger.warning("formula %r cannot be drawn: %r", code, error, location=node, type="math")
         return f"<code>{escape(code)}</code>"
     image = formula.svgxml()
@@ -46,7 +46,7 @@ def visit_math(translator: Any, node: nodes.math) -> None:
 
 
 def visit_math_block(translator: Any, node: nodes.math_block) -> None:
-    """Equations that blank lines divide stand one below the other, so that they fit on a phone."""
+    """Equations that are separated by blank lines are drawn one below the other, so that they fit on a phone."""
     for code in node.astext().strip().split("\n\n"):
         translator.body.append(f'<div class="math">{svg(code, node, inline=False)}</div>')
     raise nodes.SkipNode

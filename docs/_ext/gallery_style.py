@@ -1,4 +1,4 @@
-"""How the gallery's figures look, readable in print and on a phone, and their order; see conf.py."""
+"""The style of the gallery's figures, readable in print and on a phone, and their order; see conf.py."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import matplotlib as mpl
 from sphinx_gallery.sorting import ExampleTitleSortKey
 
-# Okabe & Ito (2008): told apart with every kind of colour blindness.
+# Okabe & Ito (2008): distinct with every kind of colour blindness.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-ORDER = ["paths", "rprop", "minibatches", "adagrad", "bias_correction", "digits", "schedules"]
-"""The scripts in the order of the story; others come after them."""
+ORDER = ["paths", "rprop", "minibatches", "adagrad", "bias_correction", "digits", "sklearn", "schedules"]
+"""The scripts in the order in which to read them; others come after them."""
 
 
 class Order(ExampleTitleSortKey):
@@ -24,12 +24,12 @@ class Order(ExampleTitleSortKey):
 
 
 def reset(gallery_conf: dict[str, Any], script: str) -> None:
-    """Undo what the script before has set, then set ours."""
+    """Undo the settings of the previous script, then set these."""
     mpl.rcdefaults()
     mpl.use("agg")
     mpl.rcParams.update(
         {
-            # 6.4 inches are 1,024 pixels here, and some 350 of a phone: letters of 12.5 points are then 9.5 pixels.
+            # 6.4 inches are 1,024 pixels here and about 350 on a phone, where letters of 12.5 points have 9.5 pixels.
             "savefig.dpi": 160,
             "font.size": 12.5,
             "axes.titlesize": 12.5,

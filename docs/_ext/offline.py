@@ -1,5 +1,4 @@
-"""The finished site, looked at as a browser without a network would: every link inside it leads somewhere, and nothing
-that a page needs to be drawn comes from elsewhere."""
+"""Checks of the finished site: every internal link has a target, and no page loads anything from another site."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ logger = logging.getLogger(__name__)
 LOADED = {("script", "src"), ("img", "src"), ("img", "srcset"), ("link", "href"), ("iframe", "src")}
 """What a browser fetches by itself; other links wait for a reader."""
 REMOTE_LINKS = {"canonical", "prev", "next", "search", "index"}
-"""`<link rel=...>` that are only told, not fetched."""
+"""`<link rel=...>` that browsers do not fetch."""
 
 
 class Page(HTMLParser):
-    """The anchors of a page, and where it points: (tag, address)."""
+    """The anchors of a page and its links: (tag, address)."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -38,7 +37,7 @@ class Page(HTMLParser):
 
 
 def check(app: Sphinx, exception: Exception | None) -> None:
-    """Warn of each link that leads nowhere; Sphinx fails on warnings."""
+    """Warn of each link without a target; Sphinx fails on warnings."""
     if exception is not None or app.builder.format != "html":
         return
     root = Path(app.outdir)

@@ -28,7 +28,7 @@ PICTURES = "/examples/images/sphx_glr_plot_paths_{:03d}.png"
 
 
 def headline(cls: type[proptim.Optimizer]) -> str:
-    """The first line of a docstring, without the name that it may begin with."""
+    """The first line of a docstring, without the name at its beginning."""
     line = (inspect.getdoc(cls) or "").partition("\n")[0].removeprefix(f"{cls.__name__}: ")
     return line[:1].upper() + line[1:]
 
@@ -39,7 +39,7 @@ def state_of(cls: type[proptim.Optimizer]) -> list[tuple[str, str]]:
 
 
 def always(cls: type[proptim.Optimizer]) -> int:
-    """How many state arrays there are without any option."""
+    """The number of state arrays without any option."""
     return sum(not switch for _, switch in state_of(cls))
 
 
@@ -105,7 +105,7 @@ def optimizer_page(name: str, cls: type[proptim.Optimizer], number: int) -> str:
         "",
         f".. autoclass:: proptim.{cls.__name__}",
         "",
-        "Methods and attributes, and the options that all optimizers share: :class:`proptim.Optimizer`.",
+        "For methods, attributes, and the options that all optimizers share see :class:`proptim.Optimizer`.",
         "",
         *title("Hyperparameters", "-"),
         *table(
@@ -125,8 +125,8 @@ def index_page() -> str:
     ]
     lines = [
         *title("Optimizers"),
-        "Which one: :doc:`/choose`. Bytes are those of a float32 weight without options: what the state takes, and",
-        "what a step moves through memory.",
+        ":doc:`/choose` helps to select one. Bytes are those of a float32 weight without options: the size of the",
+        "state, and the bytes that a step moves through memory.",
         "",
         *table("18 58 12 12", ("optimizer", "what it does", "state", "moved"), *rows),
         f".. image:: {PICTURES.format(1)}",
@@ -167,7 +167,7 @@ def pages() -> dict[str, str]:
 
 
 def write_pages(app: Sphinx) -> None:
-    """Write the pages that have changed, so that Sphinx reads only those; delete those of optimizers that are gone."""
+    """Write only pages that have changed, which Sphinx then reads; delete those of optimizers that no longer exist."""
     folder = Path(app.srcdir)
     texts = pages()
     (folder / "optimizers").mkdir(exist_ok=True)
@@ -181,7 +181,7 @@ def write_pages(app: Sphinx) -> None:
 
 
 def help_of(*command: str) -> str:
-    """What `proptim COMMAND --help` prints into 80 columns."""
+    """What `proptim COMMAND --help` prints on a terminal of 80 columns."""
     return subprocess.run(
         [sys.executable, "-m", "proptim", *command, "--help"],
         env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},

@@ -1,9 +1,10 @@
 """
-Adagrad slows for ever
-======================
+Adagrad slows down for ever
+===========================
 
-Adagrad divides by the root of the sum of all squared gradients so far. The sum only grows, so that the steps only
-shrink: on a steady slope as one over the root of the number of steps. RMSprop forgets, and keeps its pace.
+Adagrad divides by the root of the sum of all squared gradients so far. The sum only grows, so the steps only shrink:
+with a constant gradient, in proportion to one over the root of the number of steps. RMSprop forgets old gradients, and
+its steps keep their length.
 """
 
 import matplotlib.pyplot as plt
@@ -16,9 +17,9 @@ LR = 0.01
 COLOURS = {"Adagrad": "#009E73", "RMSprop": "#0072B2", "Adam": "#CC79A7"}
 
 # %%
-# A steady slope
-# --------------
-# The gradient is 1 all the time.
+# A constant slope
+# ----------------
+# The gradient is always 1.
 
 moves = {}
 for name in COLOURS:
@@ -42,10 +43,10 @@ for name, length in moves.items():
     print(f"{length[-1]:8.4f} {length.sum():8,.0f}  {name}")
 
 # %%
-# A bend in the road
-# ------------------
-# A weight has learned for 500 steps where the gradient is 100; then the landscape becomes flat and the gradient is 0.1.
-# Adagrad divides by what it saw at first, for ever; RMSprop has forgotten it after 130 steps.
+# A slope that becomes flat
+# -------------------------
+# For 500 steps the gradient of a weight is 100; then the landscape becomes flat and the gradient is 0.1. Adagrad
+# continues to divide by the early gradients for ever; RMSprop has forgotten them after 130 steps.
 
 figure, axes = plt.subplots(figsize=(6.4, 4.2))
 for name in ("Adagrad", "RMSprop"):

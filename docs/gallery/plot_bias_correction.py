@@ -2,9 +2,9 @@ r"""
 The first steps: Adam's bias correction
 =======================================
 
-A moving average that starts at zero is too small at first. RMSprop divides by the root of one, so its first steps are
-too long: :math:`1 / \sqrt{1 - \alpha}` times the learning rate. Adam divides its averages by :math:`1 - \beta^t`, which
-is exactly what is missing.
+A moving average that starts at zero is too small at first. RMSprop divides by the root of such an average, so its first
+steps are too long: the first is :math:`1 / \sqrt{1 - \alpha}` times the learning rate. Adam divides its averages by
+:math:`1 - \beta^t`, which is exactly the factor by which they are too small.
 """
 
 import matplotlib.pyplot as plt
@@ -40,7 +40,7 @@ def lengths(make, gradients):
 # %%
 # A constant gradient
 # -------------------
-# Of 0.1 here; with another only the run that starts at 1 would differ.
+# The gradient is 0.1; with another one, only the run that starts at 1 would differ.
 
 figure, axes = plt.subplots(figsize=(6.4, 5.2))
 steps = np.arange(1, 41)
@@ -56,7 +56,7 @@ axes.legend(loc="upper right", fontsize=11)
 # %%
 # Without momentum Adam is RMSprop
 # --------------------------------
-# Adam with ``betas=(0, alpha)`` and RMSprop with the correction are the same rule, to the last digits.
+# Adam with ``betas=(0, alpha)`` and RMSprop with bias correction are the same rule, up to rounding.
 
 gradients = np.random.default_rng(0).standard_normal(200)
 adam = lengths(lambda w: proptim.Adam(w, lr=LR, betas=(0.0, 0.9)), gradients)

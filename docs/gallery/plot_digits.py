@@ -1,10 +1,10 @@
 """
-Every optimizer reads digits
-============================
+Every optimizer learns digits
+=============================
 
 A small network learns the 1,797 handwritten digits that come with scikit-learn. Every optimizer starts from the same
-weights and sees the same mini-batches, at its published learning rate; SGD has none, and gets 0.1. Rprop gets the same
-number of *epochs*, but as full batches: one step in each, where the others make 45.
+weights and sees the same mini-batches, with its published learning rate; SGD has none, and gets 0.1. Rprop gets the
+same number of *epochs*, but with full batches: it makes one step in each epoch, where the others make 45.
 """
 
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ test, train = order[:360], order[360:]
 # %%
 # The network
 # -----------
-# 64 pixels, 32 hidden units, 10 digits; the gradients are written into the arrays that the optimizer holds.
+# 64 pixels, 32 hidden units, 10 digits. Gradients are written to the arrays that are bound to the optimizer.
 
 
 class Network:
@@ -76,9 +76,9 @@ for name, cls in proptim.OPTIMIZERS.items():
     errors[cls.__name__] = 100 * np.array(curve)
 
 # %%
-# Digits of the test that are read wrongly, per cent
-# --------------------------------------------------
-# In every panel one optimizer before all others.
+# Percentage of test digits that are recognized wrongly
+# -----------------------------------------------------
+# Every panel highlights one optimizer among the others.
 
 rows = -(-len(errors) // 3)
 figure, axes = plt.subplots(rows, 3, figsize=(6.4, 2.1 * rows), sharex=True, sharey=True, squeeze=False)

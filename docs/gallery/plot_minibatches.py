@@ -2,9 +2,9 @@
 Why Rprop fails on mini-batches
 ===============================
 
-Ten mini-batches: nine gradients of 0.1 and one of -0.9. Together they are nothing, and the weight should stay where it
-is. Rprop counts signs: nine steps one way, one step back. RMSprop divides every gradient by nearly the same number, so
-that they still cancel.
+Take ten mini-batches: nine gradients of 0.1 and one of -0.9. They add up to zero, so the weight should stay where it
+is. Rprop uses only signs: it takes nine steps one way and one step back. RMSprop divides every gradient by nearly the
+same number, so that they still cancel.
 """
 
 import matplotlib.pyplot as plt
@@ -24,8 +24,8 @@ axes.set_title("One round: the sum is 0")
 # %%
 # Where the weight goes
 # ---------------------
-# One weight under 20 rounds. Rprop's step is held at 0.001 by equal bounds, as Hinton supposes it within ten
-# mini-batches; the moving average of RMSprop begins at the mean square, as in the middle of training.
+# One weight in 20 rounds. Equal bounds keep Rprop's step size at 0.001, since Hinton supposes that it hardly changes
+# within ten mini-batches. The moving average of RMSprop begins at the mean square, as in the middle of training.
 
 start = float(np.mean(GRADIENTS**2))
 optimizers = {
@@ -53,9 +53,9 @@ axes.set_title("Rprop drifts, RMSprop stays near")
 axes.legend()
 
 # %%
-# How much of its way is drift
-# ----------------------------
-# The nearer alpha is to 1, the more alike are the divisors of neighbouring mini-batches, and the less is left.
+# Net drift as a share of the path
+# --------------------------------
+# The closer alpha is to 1, the less the divisors of consecutive mini-batches differ, and the smaller is the drift.
 
 for name, path in paths.items():
     print(f"{abs(path[-1]) / np.abs(np.diff(path)).sum():6.1%}  {name}")

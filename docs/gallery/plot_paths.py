@@ -2,8 +2,8 @@
 Paths on a ravine and on a saddle
 =================================
 
-Every optimizer on two small landscapes. Each has its own learning rate, the best of a row of them, so that what is seen
-is the rule and not a choice of ours.
+Every optimizer on two small landscapes. Each has the best of many learning rates, so that the pictures show the rule
+and not the choice of a learning rate.
 """
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,9 @@ import proptim
 # %%
 # The landscapes
 # --------------
-# A *ravine*, 30 times as steep across as along, and turned, so that no axis of it is an axis of the weights. And a
-# *saddle* with a minimum on either side, entered a hundredth beside the ridge, where the gradient hardly says which
-# way.
+# The first is a *ravine* whose curvature is 30 times as large across as along it, rotated so that none of its axes is
+# an axis of the weights. The second is a *saddle* with a minimum on each side. The runs start at a distance of a
+# hundredth from the ridge, where the gradient hardly points to either side.
 
 ALONG = np.array([np.cos(0.4), np.sin(0.4)])
 ACROSS = np.array([-np.sin(0.4), np.cos(0.4)])
@@ -41,8 +41,8 @@ LANDSCAPES = {  # function, start, minima, what is shown: left, right, bottom, t
 # %%
 # The best learning rate
 # ----------------------
-# Of fifty learning rates the one with the least sum of losses over 60 steps: that is fast, and neither leaves the
-# picture nor shakes at the end. Rprop needs none; here it is its first step.
+# The one of fifty learning rates with the least sum of losses over 60 steps: with that a run is fast, does not leave
+# the picture, and does not oscillate at the end. Rprop needs no learning rate; here it is its first step size.
 
 STEPS = 60
 

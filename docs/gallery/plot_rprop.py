@@ -2,8 +2,8 @@
 Rprop's step sizes over time
 ============================
 
-Rprop gives every weight a step size of its own. It grows by 1.2 while the sign of the gradient stays and is halved when
-the sign changes. The four variants differ in what else happens when it changes.
+Rprop gives every weight a step size of its own. It grows by a factor of 1.2 while the sign of the gradient stays, and
+halves when the sign changes. The four variants differ in what else happens when the sign changes.
 """
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,9 @@ import proptim
 # %%
 # Eight gradients, four variants
 # ------------------------------
-# One weight that starts at 0 with a step size of 0.1. "irprop+" compares losses, so it gets some. Where the sign of the
-# gradient has changed, the bar is orange: "rprop-" moves on with the smaller step, "irprop-" waits, "rprop+" takes the
-# last move back, and "irprop+" does so only if the loss has risen.
+# One weight that starts at 0 with a step size of 0.1. "irprop+" compares losses, so it is given some. Where the sign of
+# the gradient has changed, the bar is orange: "rprop-" moves with the smaller step size, "irprop-" does not move,
+# "rprop+" takes the last move back, and "irprop+" does so only if the loss has risen.
 
 GRADIENTS = [1, 1, -1, -1, -1, 0.5, 0, 0.5]
 LOSSES = [5, 4, 4.5, 3, 2, 1, 1, 1]
@@ -46,8 +46,8 @@ axes[-1].set_xlabel("step, and the sign of its gradient")
 # %%
 # A step size for every weight
 # ----------------------------
-# Seven weights, each in its own parabola, with curvatures from 0.001 to 1000. Their gradients differ a millionfold, and
-# their step sizes are the same nevertheless while they are on their way: what counts is how far there is to go.
+# Seven weights, each on its own parabola, with curvatures from 0.001 to 1000. Their gradients differ by a factor of a
+# million, but on the way their step sizes are the same: they depend only on the distance to the minimum.
 
 curvature = 10.0 ** np.arange(-3, 4)
 weights = np.full(curvature.shape, 10.0)

@@ -2,8 +2,8 @@
 Schedules
 =========
 
-Any hyperparameter that is a number may be a schedule: a callable of the number of completed steps. These come with
-proptim; a function of your own does as well.
+Any hyperparameter that is a number can be a schedule: a callable that takes the number of completed steps. These
+schedules come with proptim; a function of your own works as well.
 """
 
 import matplotlib.pyplot as plt
@@ -16,6 +16,7 @@ SCHEDULES = [
     schedules.constant(1.0),
     schedules.linear(1.0, 0.1, 800),
     schedules.cosine(1.0, 1000),
+    schedules.warm_restarts(1.0, 150, 2),
     schedules.exponential(1.0, 0.5, every=200),
     schedules.step(1.0, 0.5, every=250),
     schedules.one_cycle(1.0, 1000),
@@ -23,7 +24,7 @@ SCHEDULES = [
     schedules.join(schedules.constant(1.0), 300, schedules.linear(0.5, 0.0, 500)),
 ]
 
-figure, axes = plt.subplots(4, 2, figsize=(6.4, 8.4), sharex=True, sharey=True)
+figure, axes = plt.subplots(3, 3, figsize=(9.0, 6.4), sharex=True, sharey=True)
 steps = np.arange(STEPS)
 for ax, schedule in zip(axes.flat, SCHEDULES, strict=True):
     ax.plot(steps, [schedule(int(step)) for step in steps], color="#0072B2")
@@ -33,7 +34,7 @@ for ax in axes[-1]:
     ax.set_xlabel("completed steps")
 
 # %%
-# They print themselves as they are written:
+# Their `repr` is the expression that makes them:
 
 for schedule in SCHEDULES:
     print(schedule)

@@ -15,7 +15,7 @@ static const double truth[WEIGHTS] = { 1, -2, 3 };
 
 static double feature(int i, int j) { return ((7 * i + 5 * j + i * j) % 11 - 5) / 4.0; }
 
-/* Of the mean squared error, halved. */
+/* The gradient of half the mean squared error. */
 static void gradient(const double *weights, double *grad)
 {
     for (int j = 0; j < WEIGHTS; j++) grad[j] = 0;

@@ -1,5 +1,5 @@
 /*
- * stepper.c - a Python extension in C that steps arrays by RMSprop, and links nothing of proptim.
+ * stepper.c - a Python extension in C that steps arrays by RMSprop, without linking proptim.
  *
  * In a setup.py: Extension("stepper", ["stepper.c"], include_dirs=[proptim.get_include()])
  */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include <proptim.h>
+#include <proptim_coefs.h>
 
 enum { SAMPLES = 8, WEIGHTS = 3, STEPS = 200 };
 
@@ -13,7 +14,7 @@ static const double truth[WEIGHTS] = { 1, -2, 3 };
 
 static double feature(int i, int j) { return ((7 * i + 5 * j + i * j) % 11 - 5) / 4.0; }
 
-/* Of all samples: Rprop looks at signs, and those of mini-batches would mislead it. */
+/* The gradient over all samples: Rprop uses signs, and those of mini-batches would be misleading. */
 static void gradient(const double *weights, double *grad)
 {
     for (int j = 0; j < WEIGHTS; j++) grad[j] = 0;
@@ -28,18 +29,9 @@ int main(void)
 {
     double weights[WEIGHTS] = { 0 }, grad[WEIGHTS], step_word[WEIGHTS];
     const proptim_rprop_arrays arrays = { weights, grad, step_word };
-    const proptim_rprop_coefs coefs = {
-        .eta_minus = 0.5,
-        .eta_plus = 1.2,
-        .step_min = 1e-6,
-        .step_max = 50,
-        .move = 1, /* the variant "rprop-": rules/rprop.h has the others */
-        .remember = 1,
-        .remembered = 0x1p38,
-        .forget = 0x1p90,
-        .unforget = 0x1p-90,
-    };
-    for (int j = 0; j < WEIGHTS; j++) step_word[j] = 0.01 * coefs.forget; /* a first step of 0.01, and no last sign */
+    proptim_rprop_coefs coefs;
+    proptim_rprop_coefs_init(&coefs, 0.5, 1.2, 1e-6, 50, PROPTIM_RPROP_MINUS, 0, 1);
+    for (int j = 0; j < WEIGHTS; j++) step_word[j] = proptim_rprop_step_word(0.01, 1e-6, 50);
     for (int step = 0; step < STEPS; step++) {
         gradient(weights, grad);
         proptim_apply(NULL, PROPTIM_rprop, PROPTIM_F64, &arrays.param, &coefs.eta_minus, WEIGHTS);

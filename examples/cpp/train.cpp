@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <proptim.h>
+#include <proptim_coefs.h>
 
 static const int samples = 8, steps = 3000, threads = 2;
 static const double truth[] = { 1, -2, 3, 0.5 }; // the last is the bias
@@ -26,13 +27,13 @@ struct Parameter {
     proptim_segment segment(unsigned row)
     {
         proptim_segment s = proptim_segment();
-        s.arrays[PROPTIM_PARAMS] = value.data();
-        s.arrays[PROPTIM_GRADS] = grad.data();
-        s.arrays[PROPTIM_STATE] = exp_avg.data();
-        s.arrays[PROPTIM_STATE + 1] = exp_avg_sq.data();
+        s.arrays[PROPTIM_PARAMS].planes[0] = value.data();
+        s.arrays[PROPTIM_GRADS].planes[0] = grad.data();
+        s.arrays[PROPTIM_STATE].planes[0] = exp_avg.data();
+        s.arrays[PROPTIM_STATE + 1].planes[0] = exp_avg_sq.data();
         s.size = value.size();
         s.dtype = PROPTIM_F32;
-        s.dense = ~0u; // every array is one run
+        s.dense = PROPTIM_DENSE; // every array is one run
         s.row = row;
         return s;
     }
@@ -59,14 +60,8 @@ int main()
     proptim_row rows[2];
     for (int t = 1; t <= steps; t++) {
         gradients(weights, bias);
-        proptim_adam_coefs coefs = proptim_adam_coefs();
-        coefs.step_size = lr / (1 - std::pow(beta1, t));
-        coefs.beta1 = beta1;
-        coefs.one_minus_beta1 = 1 - beta1;
-        coefs.beta2 = beta2;
-        coefs.one_minus_beta2 = 1 - beta2;
-        coefs.root_correction = 1 / std::sqrt(1 - std::pow(beta2, t));
-        coefs.eps = 1e-8;
+        proptim_adam_coefs coefs;
+        proptim_adam_coefs_init(&coefs, lr, beta1, beta2, 1e-8, 0, t);
         for (proptim_row &row : rows) proptim_row_init(&row, PROPTIM_adam, &coefs.step_size);
         rows[0].stages[PROPTIM_decay] = 1 - lr * weight_decay;
         proptim_step(NULL, PROPTIM_adam, segments, 2, rows, threads, proptim_get_api()->pool);
