@@ -325,7 +325,8 @@ def test_resume_of_a_run_without_its_dtype(capsys: pytest.CaptureFixture[str], t
     saved = checkpoint.read(path)
     assert saved["run"].pop("param_dtype") == "float32"
     checkpoint.write(path, saved)
-    (result,) = results(capsys, ["train", "--data", tiny[2], "--resume", str(path), "--epochs", "4"])
+    again = ["train", "--data", tiny[2], "--resume", str(path), "--epochs", "4", "--save", str(path)]
+    (result,) = results(capsys, again)
     assert result["param_dtype"] == "float32"
     for wrong in ("float8", ["float32"]):
         saved["run"]["param_dtype"] = wrong
@@ -350,8 +351,20 @@ def test_interrupted_run_goes_on(
     captured = capsys.readouterr()
     assert captured.err == "proptim train: interrupted; these epochs are complete\n"
     assert [result["epochs"] for result in json.loads(captured.out)["results"]] == [2]
-    (result,) = results(capsys, ["train", "--data", tiny[2], "--resume", path])
+    (result,) = results(capsys, ["train", "--data", tiny[2], "--resume", path, "--save", path])
     assert result["epochs"] == 3
+
+
+def test_resume_without_save_says_so(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    assert main([*tiny, "--save", str(path)]) == 0
+    before, _ = path.read_bytes(), capsys.readouterr()
+    resume = ["train", "--data", tiny[2], "--resume", str(path), "--epochs", "5"]
+    assert main(resume) == 0
+    said = f"proptim train: the new epochs were not saved, and {path} is unchanged: give --save to keep them\n"
+    assert (capsys.readouterr().err, path.read_bytes()) == (said, before)
+    assert main([*resume, "--save", str(path)]) == 0
+    assert (capsys.readouterr().err, path.read_bytes() == before) == ("", False)
 
 
 def test_interrupted_at_once(

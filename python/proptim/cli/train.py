@@ -107,7 +107,11 @@ def add_parser(commands: Any) -> None:
     )
     add("--plot", metavar="FILE.png", help="draw training loss and test score by epoch")
     add("--save", metavar="FILE.npz", help="save model and run to a file, after every epoch: for predict and --resume")
-    add("--resume", metavar="FILE.npz", help="continue a saved run up to --epochs, bit for bit")
+    add(
+        "--resume",
+        metavar="FILE.npz",
+        help="continue a saved run up to --epochs, bit for bit; give --save too to keep it",
+    )
     add("--json", action="store_true", help="print the results and their history by epoch as JSON")
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -159,6 +163,11 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps({"results": [each.result() for each in runs]}, indent=2) if args.json else table(runs))
     if args.plot and runs:
         draw(runs, title, args.plot)
+    if args.resume and not args.save:
+        print(
+            f"proptim train: the new epochs were not saved, and {args.resume} is unchanged: give --save to keep them",
+            file=sys.stderr,
+        )
     for each in filter(lambda each: each.diverged, runs):
         mend = f"; {args.save} holds the epoch before" if args.save and len(each.loss) > 1 else ""
         print(
