@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 
@@ -608,10 +609,146 @@ def test_sparse_matrices_are_seen_anew(backend):
         opt.step([grad.tocsc()])
     with pytest.raises(TypeError, match="params\\[0\\] is csr_array"):
         proptim.SGD([grad], lr=1.0)
-    opt = proptim.SGD([table], lr=1.0, zero_grads=True)
-    with pytest.raises(ValueError, match="grads\\[0\\] is read-only"):
-        opt.step([grad])
     np.testing.assert_array_equal(table, before)
+
+
+COPIED = (
+    "grads[0] is a sparse matrix, of which a step sees a copy that would be set to zero; expected proptim.Rows, or no "
+    "zeros from here: write its data[:] = 0"
+)
+
+
+def test_sparse_matrices_are_not_set_to_zero(backend):
+    table = np.ones((4, 2))
+    grad = scipy.sparse.csr_array(np.eye(4, 2))
+    opt = proptim.SGD([table], lr=1.0, zero_grads=True)
+    for step in (lambda: opt.step([grad]), lambda: opt.step_param(0, grad)):
+        with pytest.raises(ValueError, match=exactly(COPIED)):
+            step()
+    opt = proptim.SGD([table], lr=1.0, grads=[grad], nonfinite="skip")
+    for change in (opt.zero_grad, lambda: setattr(opt, "zero_grads", True)):
+        with pytest.raises(ValueError, match=exactly(COPIED)):
+            change()
+    assert opt.zero_grads is False
+    with pytest.raises(ValueError, match=exactly(COPIED.replace("grads[0]", "grad"))):
+        proptim.functional.sgd(table, grad, lr=1.0, zero_grads=True)
+    assert (table == 1).all()
+    assert grad.data.tolist() == [1, 1]
+    opt.step()
+    assert table.tolist() == [[0, 1], [1, 0], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("indices", "indptr"),
+    [
+        ([0, 5], [0, 1, 2, 2, 2]),
+        ([0, -1], [0, 1, 2, 2, 2]),
+        ([0, 2], [0, 1, 2, 2, 2]),
+        ([0, 1], [0, 1, 3, 3, 3]),
+        ([0, 1], [0, 2, 1, 2, 2]),
+        ([0, 1], [1, 1, 2, 2, 2]),
+        ([0, 1], [0, 1, 2]),
+        ([0, 1], [0, 1, 2, 2, 2, 2]),
+        ([0], [0, 1, 2, 2, 2]),
+    ],
+)
+def test_sparse_matrices_that_are_none(backend, indices, indptr):
+    """Their arrays can be replaced, and SciPy does not look at them again."""
+    table = np.ones((4, 2))
+    grad = scipy.sparse.csr_array(np.eye(4, 2))
+    opt = proptim.SGD([table], lr=1.0, grads=[grad])
+    grad.indices, grad.indptr = np.array(indices), np.array(indptr)
+    message = "the indices of grads[0] do not fit its shape, (4, 2); expected what its check_format() passes"
+    for call in (opt.step, lambda: proptim.global_norm([grad]), lambda: proptim.clip_grad_norm([grad], 0.5)):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call()
+    assert (table == 1).all()
+    assert grad.data.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr", "dok", "lil", "dia"])
+def test_one_sparse_matrix_is_no_collection(kind):
+    grad = scipy.sparse.eye_array(3, format=kind)
+    opt = proptim.SGD([np.ones((3, 3))], lr=1.0)
+    for call in (lambda: opt.step(grad), lambda: proptim.global_norm(grad), lambda: proptim.clip_grad_norm(grad, 1.0)):
+        with pytest.raises(TypeError, match=f"^grads is {kind}_array; expected a "):
+            call()
+    if kind != "csr":
+        with pytest.raises(TypeError, match=rf"^grads\[0\] (is {kind}_array|has format {kind})"):
+            opt.step([grad])
+
+
+# Norms ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm(backend, dtype):
+    """The norm of the added-up rows, with the bits of `clip_norm`; passed to a step it makes the same step."""
+    rng = np.random.default_rng(0)
+    for width in ((), (5,), (300,)):
+        tables = [drawn(rng, dtype, (40, *width)) for _ in range(2)]
+        tables += [np.ones(9, np.float32), np.ones(9, np.float32)]
+        indices = rng.integers(0, 40, 60)
+        values = drawn(rng, dtype, (60, *width))
+        grads = [proptim.Rows(indices, values), drawn(rng, np.float32, (9,))]
+        opts = [proptim.SGD(tables[::2], lr=1.0, clip_norm=0.5), proptim.SGD(tables[1::2], lr=1.0, clip_norm=0.5)]
+        tables[1][...] = tables[0]
+        norm = proptim.global_norm(grads)
+        opts[0].step(grads)
+        opts[1].step(grads, grad_norm=norm)
+        assert opts[0].grad_norm == opts[1].grad_norm == norm == proptim.global_norm([*grads, None])
+        for a, b in zip(tables[::2], tables[1::2], strict=True):
+            assert a.tobytes() == b.tobytes()
+        sums = [*summed(indices, values, dtype).values()]
+        assert norm == proptim.global_norm([np.array(sums), grads[1]])
+        assert norm == proptim.global_norm({"a": grads[0], "b": {"c": grads[1]}})
+        kept = values.copy()
+        assert proptim.clip_grad_norm(grads, math.inf) == norm
+        assert kept.tobytes() == values.tobytes()
+        assert proptim.clip_grad_norm(grads, 0.5) == norm
+        factor = 0.5 / (norm + 1e-6)
+        scaled = (
+            kept.astype(np.float32) * np.float32(factor) if kept.itemsize == 2 else kept * kept.real.dtype.type(factor)
+        )
+        np.testing.assert_array_equal(values, scaled.astype(dtype))
+        assert abs(proptim.global_norm(grads) - 0.5) < 0.5 * 2 * float(ml_dtypes.finfo(kept.real.dtype).eps) + 1e-6
+    assert proptim.global_norm([proptim.Rows([], np.zeros((0, 2), dtype))]) == 0
+
+
+def test_norm_of_sparse_matrices_and_tensors(backend):
+    rng = np.random.default_rng(0)
+    dense = np.zeros((6, 4), np.float32)
+    dense[[1, 4]] = rng.standard_normal((2, 4))
+    matrix = scipy.sparse.csr_array(dense)
+    stored = len(matrix.data)
+    arrays = np.append(matrix.data, np.float32(7)), np.append(matrix.indices, 0), np.full(7, stored + 1)
+    arrays[2][0] = 0
+    room = scipy.sparse.csr_array(arrays, shape=(6, 4))
+    room.indptr[:] = matrix.indptr
+    parts = torch.sparse_coo_tensor([[1, 4, 1]], torch.from_numpy(dense[[1, 4, 1]]), (6, 4), **CHECKED)
+    expected = proptim.global_norm([proptim.Rows([1, 4], dense[[1, 4]])])
+    assert proptim.global_norm([matrix]) == proptim.global_norm([room]) == expected
+    assert proptim.global_norm([parts]) == proptim.global_norm([proptim.Rows([1, 4], dense[[1, 4]] * [[2], [1]])])
+    for each in (matrix, room, parts):
+        norm = proptim.clip_grad_norm([each], 0.5)
+        assert norm > 0.5
+        assert abs(proptim.global_norm([each]) - 0.5) < 2e-6
+    assert room.data.tolist() == [*matrix.data.tolist(), 7]
+    two = torch.sparse_coo_tensor(torch.tensor([[2], [1]]), torch.ones(1), (10, 4), **CHECKED)
+    with pytest.raises(ValueError, match="grads\\[0\\] has 2 sparse dimensions; expected 1"):
+        proptim.global_norm([two])
+    values = np.ones((2, 2))
+    values.flags.writeable = False
+    other = np.ones(3)
+    for grads, message in (
+        ([other, proptim.Rows([0, 1], values)], "grads[1] is read-only; expected a writable array: pass a copy"),
+        ([other, proptim.Rows([0, 1, 2], other)], f"grads[1] and grads[0] {SHARED}"),
+    ):
+        with pytest.raises(ValueError, match=exactly(message)):
+            proptim.clip_grad_norm(grads, 0.5)
+        assert (other == 1).all()
+    with pytest.raises(TypeError, match=r"^grads is Rows; expected a sequence or dict of arrays: put it into a list$"):
+        proptim.global_norm(proptim.Rows([0], np.ones(1)))
 
 
 @pytest.mark.skipif(tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 15), reason="csr has two axes before 1.15")
@@ -635,7 +772,7 @@ def test_sparse_vectors(backend):
     before = tables[0].copy()
     with pytest.raises(ValueError, match=exactly("grads[0] has shape (5,); expected (6,), the shape of params[0]")):
         opts[0].step([scipy.sparse.csr_array(np.ones(5, np.float32))])
-    with pytest.raises(ValueError, match="grads\\[0\\] is read-only"):
+    with pytest.raises(ValueError, match=exactly(COPIED)):
         proptim.SGD([tables[0]], lr=1.0, zero_grads=True).step([grad])
     np.testing.assert_array_equal(tables[0], before)
 

@@ -214,13 +214,15 @@ def apart(array: Any) -> Any:
     return array[...] if isinstance(array, np.ndarray) else array  # None, or rows, which are such views
 
 
+def load(array: Stored, real: np.dtype[Any]) -> Array:
+    """An array as a rule that computes in `real` sees it."""
+    return array.load() if isinstance(array, PAIRS) else widened(array, real)
+
+
 def loaded(segment: Sequence[Stored | None]) -> list[Array | None]:
     """The arrays of a segment, its parameter first, as the rule sees them."""
     real = arithmetic(planes(segment[0])[0].dtype)
-    return [
-        None if array is None else array.load() if isinstance(array, PAIRS) else widened(array, real)
-        for array in segment
-    ]
+    return [None if array is None else load(array, real) for array in segment]
 
 
 def stores(array: Stored, values: Array) -> list[Store]:

@@ -17,6 +17,7 @@ class Options(TypedDict, total=False):
     decoupled_weight_decay: bool
     maximize: bool
     clip_value: Schedulable | None
+    lazy_rows: bool
     clip_norm: Schedulable | None
     grad_scale: Schedulable
     nonfinite: Literal["propagate", "skip", "raise"]
@@ -36,7 +37,10 @@ GROUP_OPTIONS: dict[str, Any] = {
     "maximize": False,
     "clip_value": None,
 }
-"""The options that a parameter group may override, with their defaults."""
+"""The options that a parameter group may override and that have a meaning for each step alone, with their defaults."""
+
+ROW_OPTIONS: dict[str, Any] = {"lazy_rows": True}
+"""Those that a parameter group may override and that have none without an optimizer, which remembers steps."""
 
 
 SETTINGS: dict[str, Any] = {

@@ -24,7 +24,7 @@ from proptim._arrays import (
 )
 from proptim._formats import Mastered, Split, Stored, arithmetic, loaded
 from proptim._interrupts import Store, commit
-from proptim._rows import Rows, as_gradient, values_of
+from proptim._rows import Rows, as_gradient, check_zeroed, is_matrix, values_of
 
 if TYPE_CHECKING:
     from proptim.rule import Rule
@@ -233,8 +233,8 @@ class Group(MutableMapping[str, Any]):
 
     @property
     def hyper(self) -> Mapping[str, Any]:
-        """The hyperparameters of the rule, and their defaults."""
-        return self.rule.hyper if self.rule is not None else {}
+        """The hyperparameters of the rule and `lazy_rows`, with their defaults."""
+        return self.rule.grouped if self.rule is not None else {}
 
     def own(self, key: str, value: Any) -> Any:
         """A value as it is kept."""
@@ -476,7 +476,7 @@ def paths(given: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[Any, Any
 
 def match_gradients(grads: Any, parameters: Sequence[Parameter], groups: Sequence[Sequence[Parameter]]) -> list[Any]:
     """One gradient or None for every parameter, from a sequence, a dict, or one of these for each group of them."""
-    if is_array(grads) or isinstance(grads, (str, bytes)) or not isinstance(grads, Iterable):
+    if is_array(grads) or is_matrix(grads) or isinstance(grads, (str, bytes)) or not isinstance(grads, Iterable):
         raise TypeError(
             f"grads is {type(grads).__name__}; expected a collection like params, with one array or None each"
         )
@@ -487,7 +487,7 @@ def match_gradients(grads: Any, parameters: Sequence[Parameter], groups: Sequenc
     grads = list(grads)
     if are_pairs(grads):
         return _match(dict(grads), parameters, "grads")
-    nested = [isinstance(g, (list, tuple, Mapping)) for g in grads]
+    nested = [isinstance(g, (list, tuple, Mapping)) and not is_matrix(g) for g in grads]
     if not any(nested):
         return _match(grads, parameters, "grads")
     for i, given in enumerate(grads):
@@ -561,7 +561,7 @@ def check_gradients(
     for p, grad in fresh:
         check_gradient(grad, p.grad_label, p.array, p.label, cast)
         if zero:
-            check_writable(values_of(grad), p.grad_label)
+            check_zeroed(grad, p.grad_label)
     mine = [(p.label, p.array) for p in written] + state_arrays(written)
     grads = [(p.grad_label, values_of(grad)) for p, grad in fresh]
     if zero:

@@ -32,6 +32,8 @@ class Prepared:
     """Whether no step has to check or sum up its gradients."""
     loses: bool
     """Whether a rule needs the loss."""
+    lazy: bool
+    """Whether `lazy_rows` is on in all groups."""
 
 
 class Settled(NamedTuple):
@@ -42,6 +44,8 @@ class Settled(NamedTuple):
     """The names of the state arrays that they need."""
     scheduled: bool
     """Whether one of them is a schedule."""
+    lazy: bool
+    """Whether rows that have no gradient miss the step for good."""
 
 
 def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], steps: int) -> Settled:
@@ -49,7 +53,10 @@ def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], st
     h = rule.settled(hyper, steps)
     for dtype in dtypes:
         rule.check_in(h, dtype)
-    return Settled(h, rule.wanted(h), any(is_schedule(hyper[key]) for key in rule.hyper))
+    lazy = is_on("lazy_rows", hyper.get("lazy_rows", True))
+    if not lazy:
+        rule.check_idle(h)
+    return Settled(h, rule.wanted(h), any(is_schedule(hyper[key]) for key in rule.hyper), lazy)
 
 
 def settled(rule: type[Rule], group: Group, steps: int) -> Settled:

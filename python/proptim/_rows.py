@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from proptim._arrays import Array, as_array, attribute, name_of, real_view
-from proptim._formats import Stored, planes, widened
+from proptim._arrays import Array, as_array, attribute, check_writable, name_of, real_view
+from proptim._formats import Stored, arithmetic, planes, widened
 
 
 class Rows:
@@ -114,6 +115,12 @@ class Rows:
         return rows, sums
 
 
+class Copied(Rows):
+    """Rows made of a sparse matrix, whose own memory has another form."""
+
+    __slots__ = ()
+
+
 def _fixed(name: str, what: str) -> AttributeError:
     """The error for a change of the attributes of Rows, which would be one that no check and no step has seen."""
     return AttributeError(
@@ -141,15 +148,20 @@ def as_gradient(given: Any, label: str, param: Array, param_label: str) -> Array
     Rows are views of their own from here on: arrays that have been given another shape or dtype since are checked once
     more, and those that are given one later are stepped as they were.
     """
+    sparse = not isinstance(given, Rows) and (is_sparse_tensor(given) or is_csr(given))
+    if sparse and tuple(given.shape) != param.shape:
+        raise ValueError(f"{label} has shape {tuple(given.shape)}; expected {param.shape}, the shape of {param_label}")
+    return viewed(given, label)
+
+
+def viewed(given: Any, label: str) -> Array | Rows:
+    """`as_gradient` of any parameter."""
     if isinstance(given, Rows):
         indices = _as_indices(given.indices, f"indices of {label}")
         return Rows.of(indices[...], as_array(given.values, f"values of {label}", bits=True)[...])
-    sparse = _rows_of_tensor if is_sparse_tensor(given) else _rows_of_csr if is_csr(given) else None
-    if sparse is None:
-        return as_array(given, label)
-    if tuple(given.shape) != param.shape:
-        raise ValueError(f"{label} has shape {tuple(given.shape)}; expected {param.shape}, the shape of {param_label}")
-    return sparse(given, label)
+    if is_sparse_tensor(given):
+        return _rows_of_tensor(given, label)
+    return _rows_of_csr(given, label) if is_csr(given) else as_array(given, label)
 
 
 def is_sparse_tensor(given: Any) -> bool:
@@ -160,6 +172,11 @@ def is_sparse_tensor(given: Any) -> bool:
 def is_csr(given: Any) -> bool:
     """Whether this is a matrix of SciPy, or another, in compressed sparse rows or columns."""
     return attribute(given, "indptr") is not None
+
+
+def is_matrix(given: Any) -> bool:
+    """Whether this is a sparse matrix of SciPy of any format, which is one array, even where it is also a dict."""
+    return attribute(given, "tocsr") is not None
 
 
 def moves(given: Any) -> bool:
@@ -184,8 +201,7 @@ def _rows_of_csr(given: Any, label: str) -> Rows:
     """The rows of a sparse matrix of SciPy that have a stored element, copied; with one axis each is one number."""
     if getattr(given, "format", "csr") != "csr":
         raise TypeError(f"{label} has format {given.format}; expected csr: convert it with .tocsr()")
-    stored = given.indptr[-1]  # there may be room for more
-    data, indices = as_array(given.data, label)[:stored], given.indices[:stored]
+    data, indices = _stored(given, label)
     if len(given.shape) == 1:
         rows, values = Rows.of(indices, data).summed(data.dtype)  # an element may be stored in parts
     else:
@@ -195,8 +211,36 @@ def _rows_of_csr(given: Any, label: str) -> Rows:
         places = np.repeat(np.arange(len(rows)), counts[rows]) * given.shape[1] + indices
         where, sums = Rows.of(places, data).summed(data.dtype)
         values.reshape(-1)[where] = sums
-    values.flags.writeable = False  # zeros in it would be lost
-    return Rows.of(rows, values)
+    return Copied.of(rows, values)
+
+
+def _stored(given: Any, label: str) -> tuple[Array, Array]:
+    """The numbers that a sparse matrix stores, and their columns; there may be room for more, which is left out."""
+    data, shape = as_array(given.data, label), tuple(given.shape)
+    counts = np.diff(given.indptr)
+    stored = int(given.indptr[-1])
+    indices = np.asarray(given.indices)[:stored]
+    if (
+        len(given.indptr) != math.prod(shape[:-1]) + 1
+        or given.indptr[0] != 0
+        or (counts < 0).any()
+        or not stored == len(indices) == len(data[:stored])
+        or ((indices < 0) | (indices >= shape[-1])).any()
+    ):
+        raise ValueError(
+            f"the indices of {label} do not fit its shape, {shape}; expected what its check_format() passes"
+        )
+    return data[:stored], indices
+
+
+def check_zeroed(grad: Array | Rows, label: str) -> None:
+    """Raise ValueError for a gradient that cannot be set to zero."""
+    if isinstance(grad, Copied):
+        raise ValueError(
+            f"{label} is a sparse matrix, of which a step sees a copy that would be set to zero; expected "
+            "proptim.Rows, or no zeros from here: write its data[:] = 0"
+        )
+    check_writable(values_of(grad), label)
 
 
 def no_row(rows: Rows, at: int, label: str, param: Array, param_label: str) -> ValueError:
@@ -209,6 +253,19 @@ def no_row(rows: Rows, at: int, label: str, param: Array, param_label: str) -> V
 def values_of(grad: Any) -> Array:
     """The numbers of a checked gradient."""
     return grad.values if isinstance(grad, Rows) else grad
+
+
+def memory_of(given: Any, grad: Array | Rows, label: str) -> Array:
+    """The numbers of a gradient where the user has them."""
+    return _stored(given, label)[0] if isinstance(grad, Copied) else values_of(grad)
+
+
+def summed(grad: Array | Rows) -> Array:
+    """A gradient as real numbers, of rows the sum of each, as for a parameter of its dtype."""
+    if isinstance(grad, Rows):
+        values = real_view(grad.values)
+        return Rows.of(grad.indices, values).summed(arithmetic(values.dtype))[1]
+    return real_view(grad)
 
 
 def real_gradient(grad: Any) -> Any:

@@ -45,7 +45,9 @@ def dump(rule: type[Rule], members: Members, counts: Mapping[str, Any]) -> dict[
     for group, parameters in members:
         # A schedule is code: its value at the next step is saved instead.
         saved = {
-            k: _plain(at_step(v, counts["steps"]) if k in rule.hyper else v) for k, v in group.items() if k != "params"
+            k: _plain(at_step(v, counts["steps"]) if k in rule.grouped else v)
+            for k, v in group.items()
+            if k != "params"
         }
         saved["params"] = list(range(len(state), len(state) + len(parameters)))
         if parameters and parameters[0].name is not None:
@@ -120,7 +122,7 @@ def _parse_group(
         raise ValueError(f"{label} has the parameters {listed(given['param_names'])}; expected {listed(names)}")
     data = dict(group.data)
     for key, value in given.items():
-        if key not in rule.hyper:
+        if key not in rule.grouped:
             if key not in ("params", "param_names") and (key in Rule.known or rule.meant(key)):
                 raise ValueError(
                     f"{label} has the hyperparameter {key!r}, unknown to {rule.__name__}; expected the state of an "
@@ -138,7 +140,7 @@ def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dty
     given: dict[str, Array] = {}
     plane = None
     for name, value in entry.items():
-        if name in rule.clock_start or value is None:
+        if name in rule.clock_start or name == "row_step" or value is None:
             continue
         if name == "master":
             plane = _parse_master(p, as_array(value, f"'master' in {label}", bits=True), label, cast)
@@ -171,7 +173,26 @@ def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dty
     ):
         raise ValueError(f"{label} has made {made} steps and has no arrays; expected those of {rule.__name__}")
     clock = parse_clock(rule, {name: entry[name] for name in rule.clock_start if name in entry}, state, label)
+    if entry.get("row_step") is not None:
+        _check_row_step(p, entry["row_step"], int(clock[0]), f"'row_step' in {label}")
     return replace(p, clock=clock, state=state, plane=plane)
+
+
+def _check_row_step(p: Parameter, given: Any, step: int, label: str) -> None:
+    """Raise unless all rows have made all steps: a state does not say by what to make them up."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{label} is {array.dtype.name}; expected int64, a number of steps for each row of {p.label}")
+    if array.shape != p.array.shape[:1]:
+        raise ValueError(
+            f"{label} has shape {array.shape}; expected {p.array.shape[:1]}, one for each row of {p.label}"
+        )
+    if (array != step).any():
+        at = int((array != step).argmax())
+        raise ValueError(
+            f"{label} is {array[at]} at index {at}; expected {step}, the step of {p.label}: state_dict() lets all rows "
+            "catch up before it saves them"
+        )
 
 
 def _parse_master(p: Parameter, master: Array, label: str, cast: bool) -> Array | None:

@@ -30,12 +30,12 @@ from proptim._arrays import (
     as_array,
     byte_bounds,
     check_disjoint,
-    check_writable,
     real_view,
     tell_torch,
 )
 from proptim._formats import Mastered, first_nonfinite, numbers, shown
 from proptim._interrupts import Store, commit
+from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
 from proptim._parameters import (
     Changes,
     Clock,
@@ -44,13 +44,14 @@ from proptim._parameters import (
     check_gradient,
     check_gradients,
     home_of,
+    is_on,
     listed,
     match_gradients,
     parse_parameters,
     state_arrays,
 )
 from proptim._prepared import Prepared, Settled, as_loss, as_norm, clip_factor, settle, settled, take_options
-from proptim._rows import Rows, moves, no_row, real_gradient, values_of
+from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, values_of
 from proptim._storage import check_storage, first_plane, first_state
 from proptim.rule import Rule
 
@@ -129,6 +130,10 @@ class Stepper:
         """The memory that steps write and that of the gradients, which are these of `latest`."""
         self.added: set[int] = set()
         """id of each group that was added since gradients were last passed for all parameters."""
+        self.missed: dict[int, Missed] = {}
+        """id of the array of a parameter -> the steps that its rows have missed; others have missed none."""
+        self.undo: tuple[list[Store], list[Store]] = [], []
+        """What to store if a step fails after it has made up what rows had missed."""
         self.watch: Watch | None = None
         """What records the steps. While there is one no step is repeated, because it would not be recorded."""
 
@@ -268,7 +273,9 @@ class Stepper:
         ]
         groups = tuple(g for g in self.groups if g is not gone)
         planned = {key: names for key, names in self.planned.items() if key != id(gone)}
-        vars(self).update(self._made(groups, parameters, planned, kept))
+        made = self._made(groups, parameters, planned, kept)
+        self.catch_up(i for i, p in enumerate(self.parameters) if p.group is gone)
+        vars(self).update(made)
 
     def _grown(self, p: Parameter, now: Settled) -> Parameter:
         """A parameter with the state arrays that the hyperparameters need; existing ones stay."""
@@ -368,6 +375,7 @@ class Stepper:
                 p = self.parameters[i]
                 fresh = self._grown(replace(p, state={}), values[id(p.group)])
                 stores += [(p, "clock", start), (p, "state", fresh.state), (p, "pins", fresh.pins)]
+            self.catch_up(forget)
             self.latest.forget()
             stores += [(self, "prepared", None), (self, "occupied", None)]
             commit((), stores, map(vars(self).pop, ["plan"], [None]))
@@ -379,7 +387,9 @@ class Stepper:
         ]
         counts: dict[str, Any] = {"steps": 0, "tally": Tally(), "begun": set()} if every else {}
         planned = {key: now.wanted for key, now in values.items()}
-        vars(self).update(self._made(self.groups, parameters, planned, **counts))
+        made = self._made(self.groups, parameters, planned, **counts)
+        self.catch_up(forget)
+        vars(self).update(made)
 
     def load(
         self, parameters: list[Parameter], hyper: list[dict[str, Any]], options: Mapping[str, Any], **counts: Any
@@ -395,7 +405,9 @@ class Stepper:
         take_options(settings, steps, self.mean_of)
         parameters = [self._grown(p, values[id(p.group)]) for p in parameters]
         made = self._made(self.groups, parameters, {key: now.wanted for key, now in values.items()}, **counts)
-        stores: list[Store] = [(self, name, value) for name, value in {**made, "settings": settings}.items()]
+        stores: list[Store] = [
+            (self, name, value) for name, value in {**made, "settings": settings, "missed": {}}.items()
+        ]
         for group, data in zip(self.groups, hyper, strict=True):
             stores += [(group, "data", data), *group.changed()]
         # Weights with a float32 master are its rounding; those of 16 bits that are the upper half of it are the user's.
@@ -442,7 +454,7 @@ class Stepper:
         """Set the gradients that are bound to zero."""
         bound = self.bound()
         for p, grad in bound:
-            check_writable(values_of(grad), p.grad_label)
+            check_zeroed(grad, p.grad_label)
         commit([(values_of(grad), ..., 0) for _, grad in bound])
         tell_torch(self.latest.given)
 
@@ -484,12 +496,74 @@ class Stepper:
             p = self.parameters[i]
             raise no_row(self.plan.grads[i], at, p.grad_label, p.array, p.label)
 
+    # Rows that have missed steps ---------------------------------------------------------------------------------
+
+    def catch_up(self, indices: Iterable[int] | None = None) -> None:
+        """Make up what the rows of these parameters have missed, by default of all."""
+        if not self.missed:
+            return
+        work = [self.parameters[i] for i in (range(len(self.parameters)) if indices is None else indices)]
+        work = [p for p in work if id(p.array) in self.missed]
+        clocks = {id(p): clock for p, clock in zip(self.parameters, self.clocks(), strict=True)}
+        flush = is_on("flush_denormals", self.settings["flush_denormals"])
+        for p in work:
+            p.check_home()
+        for p in work:
+            missed, (step, *_) = self.missed[id(p.array)], clocks[id(p)]
+            for rows in missed.behind(int(step), p.array[:1].size):
+                stores, _ = made_up(self.rule, p, missed, rows, flush)
+                commit([*stores, (missed.row_step, rows, step)])
+            self.missed = {key: each for key, each in self.missed.items() if each is not missed}
+        tell_torch([p.given for p in work if p.home is not None])
+
+    def row_steps(self, p: Parameter, step: int) -> dict[str, Array]:
+        """The last step of each row of a parameter that has made so many, as a state shows it; none if it is lazy."""
+        if p.group["lazy_rows"] or p.array.ndim == 0:
+            return {}
+        missed = self.missed.get(id(p.array))
+        return {"row_step": np.full(len(p.array), step, np.int64) if missed is None else missed.row_step.copy()}
+
+    def _make_up(self, prepared: Prepared, work: Iterable[tuple[int, Sequence[float], float]]) -> None:
+        """Before a step of these parameters: make up what the rows have missed that it steps, and note the others.
+
+        For each parameter its number, the coefficients of the step and the number of steps that it has made.
+        """
+        undo: list[Store] = []
+        stores: list[Store] = []
+        notes: list[Store] = []
+        found = dict(self.missed)
+        for i, row, step in work:
+            p, grad, now = self.parameters[i], self.plan.grads[i], prepared.values[id(self.parameters[i].group)]
+            sparse = isinstance(grad, Rows) and not now.lazy
+            missed = found.get(id(p.array))
+            if missed is not None and (not sparse or len(missed.runs) >= MOST_RUNS):
+                self.catch_up([i])
+                del found[id(p.array)]
+                missed = None
+            if not sparse:
+                continue
+            missed = missed or Missed(len(p.array), int(step))
+            found[id(p.array)] = missed
+            rows = np.array(grad.indices, np.int64)
+            behind = rows[missed.row_step[rows] < step]
+            if behind.size:
+                made, unmade = made_up(self.rule, p, missed, behind, prepared.flush)
+                stores += made
+                undo += unmade
+            factors = shrinkage(self.rule, now.h, tuple(row), p.real)
+            notes.append((missed, "runs", missed.runs_with(int(step) + 1, factors)))
+            stores.append((missed.row_step, rows, step + 1))
+            undo.append((missed.row_step, rows, missed.row_step[rows]))
+        self.undo = undo, [(target, name, getattr(target, name)) for target, name, _ in notes]
+        commit(stores, [*notes, (self, "missed", found)])
+
     # The step ----------------------------------------------------------------------------------------------------
 
     def step(self, grads: Any, loss: Any, norm: Any = None) -> None:
         """The ordinary form: one step of all parameters that have a gradient."""
         with self.claim:
             plan = self.plan
+            self.undo = [], []
             before = dict(vars(self))
             plan.forget()  # until this step has been made: after one that fails there is nothing to repeat
             given, bound, counted = plan.given, plan.grads, (plan.steps, plan.tally)
@@ -497,6 +571,7 @@ class Stepper:
                 self._step(grads, loss, norm)
             except BaseException:
                 if (self.plan.steps, self.plan.tally) == counted:  # refused, and not interrupted after it
+                    commit(*self.undo)
                     vars(self).update(before)
                     if plan.given is not given:
                         self._rebind(given, bound)
@@ -536,6 +611,10 @@ class Stepper:
             rows.append(row)
             clocks.append(clock)
             values.append(h)
+        if self.missed or not prepared.lazy:
+            numbers = enumerate(plan.cohorts.row_of)
+            work = [(i, row, plan.clocks[k][0]) for i, k in numbers if (row := rows[k]) is not None]
+            self._make_up(prepared, work)
         stepped = [c.members for c in plan.cohorts if c.active] if self.tensors else []
         plan.told = self._told([p for members in stepped for p in members if p.home is not None])
         watch = self.watching()
@@ -598,7 +677,8 @@ class Stepper:
         values = {id(group): settled(self.rule, group, steps) for group in self.groups}
         scheduled = scheduled or any(now.scheduled for now in values.values())
         loses = any(self.rule.needs_loss(now.h) for now in values.values())
-        return Prepared(stamp, values, scheduled=scheduled, loses=loses, **options)
+        lazy = all(now.lazy for now in values.values())
+        return Prepared(stamp, values, scheduled=scheduled, loses=loses, lazy=lazy, **options)
 
     def step_param(self, key: int | str, grad: Any) -> None:
         """The form for one parameter by itself."""
@@ -607,12 +687,14 @@ class Stepper:
             self.occupied = None  # which knows the gradients by their list, and this changes one of them in it
             i = self.number(key)
             self.dissolve()
+            self.undo = [], []
             before, plan = dict(vars(self)), self.plan
             given, bound, tally, clock = plan.given[i], plan.grads[i], plan.tally, self.parameters[i].clock
             try:
                 self._step_param(i, grad)
             except BaseException:
                 if self.plan.tally == tally and self.parameters[i].clock is clock:  # refused, as above
+                    commit(*self.undo)
                     vars(self).update(before, zeroed=None)
                     if plan.given[i] is not given:
                         plan.bind_one(i, real_gradient(bound), given, bound)
@@ -640,7 +722,7 @@ class Stepper:
         now = self.plan.steps if begins else self.plan.steps - 1  # schedules get the same count during a whole round
         stamp, options = self.changes.now, take_options(self.settings, now, self.mean_of)
         values = settled(self.rule, p.group, now)
-        prepared = Prepared(stamp, {id(p.group): values}, scheduled=True, loses=False, **options)
+        prepared = Prepared(stamp, {id(p.group): values}, scheduled=True, loses=False, lazy=values.lazy, **options)
         self.rule.check_loss(values.h, None)
         factor, tally = self._factor(prepared, i)
         if factor is None:
@@ -651,6 +733,8 @@ class Stepper:
             self._fit({id(g): settled(self.rule, g, now) for g in others})
         p = self.parameters[i]
         row, clock = self._row(values.h, factor, prepared, p.group, p.clock, None)
+        if self.missed or not values.lazy:
+            self._make_up(prepared, [(i, row, p.clock[0])])
         self.plan.told = self._told([p] if p.home is not None else [], i)
         watch = self.watching()
         looks = [] if watch is None else watch.look_at(self, now + 1, prepared.scale, [(i, row)])
@@ -664,7 +748,7 @@ class Stepper:
         check_gradient(grad, p.grad_label, p.array, p.label, self.settings["cast_grads"])
         array = values_of(grad)
         if zero:
-            check_writable(array, p.grad_label)
+            check_zeroed(grad, p.grad_label)
         if plan.meets(*byte_bounds(array)):
             return False
         if not zero:
@@ -714,7 +798,7 @@ class Stepper:
         after = Tally(tally.skipped + 1, tally.in_a_row + 1, tally.norm)
         if prepared.zero_grads:
             for p, g in grads:
-                check_writable(values_of(g), p.grad_label)
+                check_zeroed(g, p.grad_label)
         # an accumulated NaN would stay NaN
         zeros = [(values_of(g), ..., 0) for _, g in grads] if prepared.zero_grads else []
         commit(zeros, [(plan, "tally", after)])

@@ -506,7 +506,7 @@ class Door(torch.optim.Optimizer):
         for key, value in ours.items():
             if is_schedule(value):
                 raise TypeError(f"Invalid {key}: {value!r} (expected a number; torch.optim.lr_scheduler has schedules)")
-        h, wanted, _ = settle(self._rule, ours, dtypes, 0)
+        h, wanted, *_ = settle(self._rule, ours, dtypes, 0)
         return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted)
 
     def _bind(self) -> Bound:

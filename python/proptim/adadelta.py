@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +100,12 @@ class Adadelta(Optimizer):
     @staticmethod
     def advance(h: Values, clock: Clock, loss: float | None) -> tuple[tuple[float, ...], Clock]:
         return (h["lr"], h["rho"], 1.0 - h["rho"], h["eps"]), (clock[0] + 1,)
+
+    @staticmethod
+    def idle(h: Values) -> Mapping[str, float] | str:
+        if not h["eps"]:
+            return "eps=0 makes NaN of a gradient of zero before the first other one"
+        return {"square_avg": h["rho"], "acc_delta": h["rho"]}
 
     @staticmethod
     def steady(h: Values) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,12 @@ class Adagrad(Optimizer):
         t = clock[0] + 1
         eps_inside, eps = (h["eps"], 0.0) if h["eps_inside_sqrt"] else (0.0, h["eps"])
         return (h["lr"] / (1.0 + (t - 1) * h["lr_decay"]), eps_inside, eps), (t,)
+
+    @staticmethod
+    def idle(h: Values) -> Mapping[str, float] | str:
+        if not h["eps"]:
+            return "eps=0 makes NaN of a gradient of zero before the first other one"
+        return {"sum": 1.0}
 
     @staticmethod
     def steady(h: Values) -> bool:

@@ -75,7 +75,18 @@ from proptim._parameters import (
 )
 from proptim._prepared import as_loss, clip_factor, settle
 from proptim._registry import OPTIMIZERS
-from proptim._rows import as_gradient, no_row, real_gradient, values_of
+from proptim._rows import (
+    Rows,
+    as_gradient,
+    check_zeroed,
+    is_matrix,
+    memory_of,
+    no_row,
+    real_gradient,
+    summed,
+    values_of,
+    viewed,
+)
 from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state
 from proptim.rule import Rule
 
@@ -186,7 +197,7 @@ class OneShot:
         number = None if step is None else plain(step)
         if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
             raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
-        h, wanted, scheduled = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
+        h, wanted, scheduled, _ = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
         if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
             raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:
@@ -213,7 +224,7 @@ class OneShot:
             check_writable(plane, "master")
         check_gradient(gradient, "grad", array, "param", is_on("cast_grads", cast_grads))
         if zero_grads:
-            check_writable(values_of(gradient), "grad")
+            check_zeroed(gradient, "grad")
         check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
         coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
         stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals)
@@ -249,7 +260,7 @@ globals().update({name: OneShot(optimizer) for name, optimizer in OPTIMIZERS.ite
 
 def _items(grads: Any) -> list[tuple[str, Any]]:
     """The gradients that are not None, and how messages name them."""
-    if is_array(grads) or not isinstance(grads, Iterable) or isinstance(grads, (set, frozenset)):
+    if is_array(grads) or is_matrix(grads) or not isinstance(grads, Iterable) or isinstance(grads, (set, frozenset)):
         raise TypeError(f"grads is {type(grads).__name__}; expected a sequence or dict of arrays: put it into a list")
     items = paths(grads) if isinstance(grads, Mapping) else enumerate(grads)
     return [(f"grads[{key!r}]", g) for key, g in items if g is not None]
@@ -261,7 +272,9 @@ def global_norm(grads: Any) -> float:
     Parameters
     ----------
     grads : sequence or dict of arrays
-        Entries that are None are ignored.
+        Entries that are None are ignored. The norm of gradients of some rows, `proptim.Rows`, sparse matrices of SciPy
+        in csr format and sparse tensors of torch, is that of the sums of their rows, added as for a parameter of their
+        dtype.
 
     Returns
     -------
@@ -279,11 +292,11 @@ def global_norm(grads: Any) -> float:
     >>> proptim.global_norm([np.array([3.0]), np.array([[4.0]])])
     5.0
     """
-    return _norm([as_array(g, label) for label, g in _items(grads)])
+    return _norm([viewed(g, label) for label, g in _items(grads)])
 
 
-def _norm(grads: list[Array]) -> float:
-    squares, _ = _backend.sum_of_squares([real_view(grad) for grad in grads])
+def _norm(grads: list[Array | Rows]) -> float:
+    squares, _ = _backend.sum_of_squares([*map(summed, grads)])
     return math.sqrt(squares)
 
 
@@ -295,7 +308,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     Parameters
     ----------
     grads : sequence or dict of arrays
-        Entries that are None are ignored.
+        Entries that are None are ignored. Gradients of some rows are taken as by `global_norm`, and all their stored
+        numbers are scaled.
     max_norm : float
         At least 0.
 
@@ -326,11 +340,12 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """
     check_number("max_norm value", max_norm, infinite=True)
     items = _items(grads)
-    arrays = [(label, as_array(g, label)) for label, g in items]
-    for label, grad in arrays:
-        check_writable(grad, label)
+    seen = [(label, g, viewed(g, label)) for label, g in items]
+    arrays = [(label, memory_of(g, grad, label)) for label, g, grad in seen]
+    for label, array in arrays:
+        check_writable(array, label)
     check_disjoint(arrays)
-    norm = _norm([grad for _, grad in arrays])
+    norm = _norm([grad for _, _, grad in seen])
     factor = clip_factor(norm, max_norm)
     if factor != 1.0:
         with np.errstate(all="ignore"):  # IEEE arithmetic without warnings, whatever the caller has set

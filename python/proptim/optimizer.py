@@ -12,7 +12,7 @@ import numpy as np
 from proptim import _backend
 from proptim._arrays import Array
 from proptim._formats import shown
-from proptim._options import GROUP_OPTIONS, SETTINGS, Hyperparameter, Options, Setting
+from proptim._options import GROUP_OPTIONS, ROW_OPTIONS, SETTINGS, Hyperparameter, Options, Setting
 from proptim._parameters import (
     Group,
     Parameter,
@@ -82,6 +82,12 @@ class Optimizer(Rule):
         Step up the gradient instead of down.
     clip_value : float or schedule, optional
         Clip every element of the gradient to [-clip_value, clip_value].
+    lazy_rows : bool, default True
+        With gradients of some rows (`proptim.Rows`), step only these rows. With False the result is that of the dense
+        step, within rounding: each row remembers the last step that it has made, and what it has missed is made up
+        when it next has a gradient, or by `catch_up`. Only for rules in which a gradient of zero does no more than
+        shrink the state, SGD, Adagrad, RMSprop and Adadelta, without momentum, with an `eps` that is not 0 and
+        with decoupled weight decay; SGD also with the other. All others are refused.
     clip_norm : float or schedule, optional
         Scale all gradients so that their global norm is at most this, as ``torch.nn.utils.clip_grad_norm_``.
     grad_scale : float or schedule, default 1
@@ -147,9 +153,9 @@ class Optimizer(Rule):
 
     Notes
     -----
-    Hyperparameters, `weight_decay`, `decoupled_weight_decay`, `maximize` and `clip_value` can be set at any time for
-    each group, and for all groups as attributes. The numbers among them, `clip_norm` and `grad_scale` may be schedules:
-    callables of the number of completed steps, see `proptim.schedules`.
+    Hyperparameters, `weight_decay`, `decoupled_weight_decay`, `maximize`, `clip_value` and `lazy_rows` can be set at
+    any time for each group, and for all groups as attributes. The numbers among them, `clip_norm` and `grad_scale` may
+    be schedules: callables of the number of completed steps, see `proptim.schedules`.
 
     A gradient is scaled (`grad_scale`, `clip_norm`, `maximize`), clipped by value, and then gets its L2 penalty.
 
@@ -157,6 +163,7 @@ class Optimizer(Rule):
     """
 
     lr: Any
+    lazy_rows = Hyperparameter("lazy_rows")
     clip_norm, grad_scale, nonfinite, max_skips, flush_denormals = (Setting() for _ in range(5))
     master, state_dtype, cast_grads, threads, backend = (Setting(fixed=True) for _ in range(5))
 
@@ -180,7 +187,7 @@ class Optimizer(Rule):
         given["backend"] = given["backend"] or _backend.backend()
         if isinstance(given["state_dtype"], Mapping):
             given["state_dtype"] = dict(given["state_dtype"])  # a copy: later changes of the dict have no effect
-        own = {key: options.get(key, self.hyper[key]) for key in GROUP_OPTIONS if key not in hyper}
+        own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *ROW_OPTIONS) if k not in hyper}
         self._defaults = {key: frozen(value) for key, value in {**hyper, **own}.items()}
         self._stepper = Stepper(type(self), given)
         self._stepper.add_groups(parse_groups(params), self._defaults)
@@ -324,6 +331,41 @@ class Optimizer(Rule):
         with self._stepper.claim:
             self._stepper.zero_grad()
 
+    def catch_up(self) -> None:
+        """With `lazy_rows=False`, make up the steps that rows without a gradient have missed, in all parameters.
+
+        After it parameters and state are those after dense steps, within rounding. Call it before reading or writing
+        them between steps. What has to see them whole calls it itself: `state_dict`, `save`, copies and pickles,
+        `reset`, `remove_param_group`, and a step with a dense gradient. It takes a dense pass over the tables that have
+        rows which are behind; with `lazy_rows=True` it does nothing.
+
+        Raises
+        ------
+        RuntimeError
+            If another thread is stepping this optimizer.
+        ValueError
+            If a tensor of torch has been given other memory; nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, proptim
+        >>> table = np.ones((3, 2))
+        >>> opt = proptim.SGD([table], lr=0.5, weight_decay=1.0, lazy_rows=False)
+        >>> for row in (0, 0, 1):
+        ...     opt.step([proptim.Rows([row], np.zeros((1, 2)))])
+        >>> table[:, 0], opt.state[0]["row_step"]
+        (array([0.25 , 0.125, 1.   ]), array([2, 3, 0]))
+        >>> opt.catch_up()
+        >>> table[:, 0], opt.state[0]["row_step"]
+        (array([0.125, 0.125, 0.125]), array([3, 3, 3]))
+
+        Notes
+        -----
+        If it is interrupted, some rows have made up and others will.
+        """
+        with self._stepper.claim:
+            self._stepper.catch_up()
+
     # What has been learned ---------------------------------------------------------------------------------------
 
     @property
@@ -395,7 +437,11 @@ class Optimizer(Rule):
 
     def _state_of(self, i: int) -> dict[str, Any]:
         p = self._stepper.parameters[i]
-        return {**self.show_clock(self._stepper.clock(i), p.state), **self._shown(p)}
+        clock = self._stepper.clock(i)
+        rows = self._stepper.row_steps(p, int(clock[0]))
+        for steps in rows.values():
+            steps.flags.writeable = False
+        return {**self.show_clock(clock, p.state), **self._shown(p), **rows}
 
     def _shown(self, p: Parameter) -> dict[str, Array]:
         """The state arrays of a parameter and its master; arrays that are made only to be shown are read-only."""
@@ -439,6 +485,7 @@ class Optimizer(Rule):
 
         stepper = self._stepper
         with stepper.claim:
+            stepper.catch_up()
             stepper.dissolve()
             tally = stepper.latest.tally
             counts = {
@@ -448,7 +495,11 @@ class Optimizer(Rule):
                 "round": sorted(stepper.latest.begun),
                 **{key: at_step(stepper.settings[key], self.steps) for key in self._scheduled()},
             }
-            return _state.dump(type(self), self._members, counts)
+            saved = _state.dump(type(self), self._members, counts)
+            members = [p for _, members in self._members for p in members]
+            for p, entry in zip(members, saved["state"].values(), strict=True):
+                entry.update(stepper.row_steps(p, int(p.clock[0])))
+            return saved
 
     def _scheduled(self) -> list[str]:
         """The options of the whole optimizer that are schedules."""
@@ -538,6 +589,7 @@ class Optimizer(Rule):
     def __getstate__(self) -> dict[str, Any]:
         stepper = self._stepper
         with stepper.claim:
+            stepper.catch_up()
             stepper.dissolve()
             plan, number = stepper.plan, {id(group): i for i, group in enumerate(stepper.groups)}
             return {

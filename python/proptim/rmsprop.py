@@ -215,6 +215,14 @@ class RMSprop(Optimizer):
             raise ValueError(f"_grad_avg_missed is {clock[1]}; expected a count of the steps that grad_avg has missed")
 
     @staticmethod
+    def idle(h: Values) -> Mapping[str, float] | str:
+        if h["momentum"]:
+            return f"momentum={h['momentum']} moves weights that have no gradient"
+        if not h["eps"]:
+            return "eps=0 makes NaN of a gradient of zero before the first other one"
+        return {"square_avg": h["alpha"], **({"grad_avg": h["alpha"]} if h["centered"] else {})}
+
+    @staticmethod
     def steady(h: Values) -> bool:
         return not h["bias_correction"]
 

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any, ClassVar
 
 from proptim._arrays import Array
-from proptim._options import GROUP_OPTIONS, SETTINGS
+from proptim._options import GROUP_OPTIONS, ROW_OPTIONS, SETTINGS
 from proptim._parameters import Clock, Values, at_step, check_number, did_you_mean, is_on, is_schedule, near
 
 LARGEST = {"float32": (2.0 - 2.0**-24) * 2.0**127, "float64": math.inf}
@@ -61,6 +61,8 @@ class Rule:
     """Names of the numbers that the rule takes after its arrays."""
     hyper: ClassVar[Mapping[str, Any]]
     """All hyperparameters, including those that every rule has, and their defaults."""
+    grouped: ClassVar[Mapping[str, Any]]
+    """What a parameter group of an optimizer has: the hyperparameters and `lazy_rows`, with their defaults."""
     flags: ClassVar[tuple[str, ...]]
     """Hyperparameters that are true or false."""
     known: ClassVar[dict[str, Any]] = {}
@@ -97,9 +99,12 @@ class Rule:
         # A subclass has the hyperparameters of its base, whose constructor it passes options to, and its own.
         cls.hyper = {**getattr(cls, "hyper", GROUP_OPTIONS), **own, **cls.identity}
         cls.flags = tuple(name for name, default in cls.hyper.items() if isinstance(default, bool))
+        cls.grouped = {**cls.hyper, **ROW_OPTIONS}
         if cls.__module__.startswith("proptim."):
-            Rule.known.update(cls.hyper)
+            Rule.known.update(cls.grouped)
         if "rule" in vars(cls):
+            if "idle" not in vars(cls):
+                cls.idle = staticmethod(Rule.idle)  # type: ignore[method-assign]  # that of a base is about its own rule
             cls.owner = cls.__name__
             cls.kernel = cls.__module__.removeprefix("proptim.")  # a class outside proptim has no C text
             cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
@@ -152,6 +157,15 @@ class Rule:
         return False
 
     @staticmethod
+    def idle(h: Values) -> Mapping[str, float] | str:
+        """What a step with a gradient of zero does: the factors that it has for state arrays, by name.
+
+        A rule says so if it does nothing else, for `lazy_rows=False`. A factor for "param" is that of an L2 penalty.
+        With hyperparameters for which this is not true, and in a rule that does not say anything, the reason, in words.
+        """
+        return "a gradient of zero does more in this rule than shrink the state"
+
+    @staticmethod
     def initial(h: Values, state: str) -> float:
         """First value of a state array."""
         return 0.0
@@ -195,6 +209,16 @@ class Rule:
         if h["clip_value"] is not None:
             check_number("clip_value", h["clip_value"], infinite=True)
         cls.check(h)
+
+    @classmethod
+    def check_idle(cls, h: Values) -> None:
+        """Raise ValueError if `lazy_rows=False` is not possible, because a gradient of zero does more than `idle`."""
+        found = cls.idle(h)
+        if not isinstance(found, str) and h["weight_decay"] and not h["decoupled_weight_decay"]:
+            penalty = f"weight_decay={h['weight_decay']} is a gradient, unless decoupled_weight_decay is True"
+            found = found if "param" in found else penalty
+        if isinstance(found, str):
+            raise ValueError(f"Invalid lazy_rows: False for {cls.__name__}: {found} (expected True)")
 
     @classmethod
     def check_in(cls, h: Values, dtype: str) -> None:
@@ -261,12 +285,12 @@ class Rule:
         """Why a key that is not a hyperparameter is not allowed in a group; empty if it is a key of the user."""
         if not isinstance(key, str):
             return f"unknown hyperparameter {key!r}; expected a string"
-        meant = cls.meant(key, *SETTINGS, "grads")
+        meant = cls.meant(key, *ROW_OPTIONS, *SETTINGS, "grads")
         if meant in (*SETTINGS, "grads"):
             hint = "" if meant == key else did_you_mean(meant)
             return f"unknown hyperparameter {key!r}{hint}; {meant} is an option of the whole optimizer, not of a group"
         if key in Rule.known or meant:
-            return f"unknown hyperparameter {key!r}{did_you_mean(meant)}; known here: {', '.join(sorted(cls.hyper))}"
+            return f"unknown hyperparameter {key!r}{did_you_mean(meant)}; known here: {', '.join(sorted(cls.grouped))}"
         return ""
 
     @classmethod

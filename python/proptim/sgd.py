@@ -121,5 +121,11 @@ class SGD(Optimizer):
         return {"step": step, "_momentum_begun": 1.0 if step and "momentum_buffer" in state else 0.0}
 
     @staticmethod
+    def idle(h: Values) -> Mapping[str, float] | str:
+        if h["momentum"]:
+            return f"momentum={h['momentum']} moves weights that have no gradient"
+        return {"param": 1.0 if h["decoupled_weight_decay"] else 1.0 - h["lr"] * h["weight_decay"]}
+
+    @staticmethod
     def steady(h: Values) -> bool:
         return not h["dampening"]

@@ -48,6 +48,7 @@ NOT_HERE = {
     "lr": "pass it as the argument lr",
     "maximize": "the loss is minimized",
     "zero_grads": "every gradient is a new array",
+    "lazy_rows": "every gradient is dense",
     "master": "the weights are of float32 or float64",
     "cast_grads": "gradients have the dtype of the weights",
 }
