@@ -180,8 +180,16 @@ def positive(backend):
     return world
 
 
+def behind(backend):
+    world = World(backend, momentum=0.0, dampening=0.0, lazy_rows=False)
+    world.rows = [proptim.Rows(rows, np.ones(len(rows), "f4")) for rows in ([1, 4, 1], [0, 4, 0])]
+    world.opt.step({**world.grads, "p3": world.rows[0]})
+    return world
+
+
 MADE = {
     "usual": World,
+    "behind": behind,
     "nadam": lambda backend: World(backend, "nadam"),
     "rprop": lambda backend: World(backend, "rprop"),
     "clipped": lambda backend: World(backend, clip_norm=1.0, nonfinite="raise"),
@@ -209,6 +217,8 @@ CALLS = {
     "step scheduled": ("scheduled", lambda w: w.opt.step(w.other)),
     "step grows": ("grown", lambda w: w.opt.step(w.other)),
     "step skipped": ("nan", lambda w: w.opt.step(w.other)),
+    "step rows": ("behind", lambda w: w.opt.step({**w.grads, "p3": w.rows[1]})),
+    "step_param rows": ("behind", lambda w: w.opt.step_param("p3", w.rows[1])),
     "step_param": ("usual", lambda w: w.opt.step_param("p3", w.other["p3"])),
     "step_param zeroing": ("zeroing", lambda w: w.opt.step_param(3, w.other["p3"])),
     "step_param grows": ("grown", lambda w: w.opt.step_param("p0", w.other["p0"])),

@@ -14,7 +14,7 @@ from proptim._formats import Stored, arithmetic, planes, widened
 class Rows:
     """A gradient of only some rows of a parameter: values[i] is the gradient of parameter[indices[i]].
 
-    A step neither reads nor writes the other rows. The gradient of a row that occurs several times is the sum of its
+    A step neither reads nor writes the other rows, unless `lazy_rows` is False. The gradient of a row that occurs several times is the sum of its
     values,
 
         g = (values[i] + values[j]) + values[k]       where i < j < k are the positions of that row in `indices`,
@@ -60,7 +60,8 @@ class Rows:
     -----
     It makes a step of the whole parameter: counts of steps, bias corrections and dampening are those of the parameter
     and not of a row, and an empty gradient counts too. Momentum moves a row only when it has a gradient.
-    `weight_decay`, decoupled or not, applies only to rows that have a gradient. `clip_norm`, `nonfinite` and
+    `weight_decay`, decoupled or not, applies only to rows that have a gradient. With ``lazy_rows=False`` all other rows
+    make up these steps later, in rules in which that is possible: see `Optimizer`. `clip_norm`, `nonfinite` and
     `clip_value` apply to the sums; `zero_grads` sets `values` to zero. A parameter can change between dense gradients
     and these. The order of different rows does not affect any bit.
 

@@ -361,7 +361,7 @@ class Optimizer(Rule):
 
         Notes
         -----
-        If it is interrupted, some rows have made up and others will.
+        If it is interrupted, by Ctrl-C for example, some rows have caught up and the others will.
         """
         with self._stepper.claim:
             self._stepper.catch_up()
