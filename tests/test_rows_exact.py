@@ -14,6 +14,7 @@ import scipy.sparse
 import torch
 
 import proptim
+import proptim.torch
 from proptim import _missed, _stepper, schedules
 
 
@@ -515,9 +516,23 @@ def test_loaded_from_lazy_and_back(backend):
     saved["param_groups"][0]["lazy_rows"] = True
     lazy.load_state_dict(saved)
     assert "row_step" not in lazy.state[0]
-    torch.optim.Adagrad([torch.ones((3, 2), dtype=torch.float64)], lr=0.1).load_state_dict(
-        {**saved, "state": {0: {k: torch.as_tensor(v) for k, v in saved["state"][0].items()}}}
-    )
+
+
+@pytest.mark.parametrize("module", [torch.optim, proptim.torch])
+def test_through_torch(backend, module):
+    """torch keeps `row_step` as it is, in the dtype of the parameter, and steps all rows."""
+    table, tensor = np.ones((3, 2), np.float32), torch.nn.Parameter(torch.ones((3, 2)))
+    opt = proptim.Adagrad([table], lr=0.1, lazy_rows=False)
+    opt.step([proptim.Rows([0], np.ones((1, 2), np.float32))])
+    saved, theirs = opt.state_dict(), module.Adagrad([tensor], lr=0.1)
+    states = {0: {key: torch.as_tensor(value) for key, value in saved["state"][0].items()}}
+    theirs.load_state_dict({**saved, "state": states})
+    tensor.grad = torch.ones((3, 2))
+    theirs.step()
+    opt.load_state_dict(theirs.state_dict())
+    assert opt.lazy_rows is False
+    assert opt.state[0]["row_step"].tolist() == [2, 2, 2]
+    assert opt.state[0]["sum"][:, 0].tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -525,7 +540,7 @@ def test_loaded_from_lazy_and_back(backend):
     [
         (np.array([1, 0, 1]), ValueError, "is 0 at index 1; expected 1, the step of params[0]: state_dict() lets all "),
         (np.array([1, 1]), ValueError, "has shape (2,); expected (3,), one for each row of params[0]"),
-        (np.ones(3), TypeError, "is float64; expected int64, a number of steps for each row of params[0]"),
+        (np.ones(3, bool), TypeError, "is bool; expected int64, a number of steps for each row of params[0]"),
     ],
 )
 def test_loads_no_rows_that_are_behind(backend, given, error, message):

@@ -14,8 +14,8 @@ from proptim._formats import Stored, arithmetic, planes, widened
 class Rows:
     """A gradient of only some rows of a parameter: values[i] is the gradient of parameter[indices[i]].
 
-    A step neither reads nor writes the other rows, unless `lazy_rows` is False. The gradient of a row that occurs several times is the sum of its
-    values,
+    A step neither reads nor writes the other rows, unless `lazy_rows` is False. The gradient of a row that occurs
+    several times is the sum of its values,
 
         g = (values[i] + values[j]) + values[k]       where i < j < k are the positions of that row in `indices`,
 

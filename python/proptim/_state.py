@@ -179,15 +179,18 @@ def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dty
 
 
 def _check_row_step(p: Parameter, given: Any, step: int, label: str) -> None:
-    """Raise unless all rows have made all steps: a state does not say by what to make them up."""
+    """Raise unless all rows have made all steps: a state does not say by what to make them up.
+
+    torch, which makes dense steps, converts it to the dtype of the parameter, and leaves it as it is in its steps.
+    """
     array = np.asarray(given)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iuf":
         raise TypeError(f"{label} is {array.dtype.name}; expected int64, a number of steps for each row of {p.label}")
     if array.shape != p.array.shape[:1]:
         raise ValueError(
             f"{label} has shape {array.shape}; expected {p.array.shape[:1]}, one for each row of {p.label}"
         )
-    if (array != step).any():
+    if array.dtype.kind != "f" and (array != step).any():
         at = int((array != step).argmax())
         raise ValueError(
             f"{label} is {array[at]} at index {at}; expected {step}, the step of {p.label}: state_dict() lets all rows "
