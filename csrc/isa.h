@@ -18,6 +18,13 @@ typedef double proptim_squares(const void *x, size_t n);
 /* Load or store of a codec: n elements of a block, arrays[0], and of two planes, of which the second may be NULL. */
 typedef void proptim_codec(void *const *arrays, size_t n);
 
+/* Words of random bits for n elements, whose indices begin at `index` and go up by `step`, modulo 2^32: see random.h.
+ */
+typedef void proptim_random(uint32_t *words, size_t n, uint64_t key, uint32_t index, uint32_t step);
+
+/* Round n elements of a block at random to numbers that a format has: see codecs/dither.h. */
+typedef void proptim_dither(void *block, const uint32_t *words, size_t n);
+
 /*
  * A rule, with the stages around it whose bits are in `on`, on elements begin .. end of dense arrays of float32, plain
  * or in a format that fused.inc supports.  It leaves out the last elements if they do not fill a vector, and returns
@@ -33,6 +40,8 @@ struct proptim_isa {
     proptim_kernel *rules[PROPTIM_RULES][PROPTIM_DTYPES];
     proptim_kernel *stages[PROPTIM_STAGES][PROPTIM_DTYPES];
     proptim_codec *loads[PROPTIM_FORMATS][PROPTIM_DTYPES], *stores[PROPTIM_FORMATS][PROPTIM_DTYPES];
+    proptim_dither *dithers[PROPTIM_FORMATS][PROPTIM_DTYPES]; /* NULL for formats that round no number at random */
+    proptim_random *random;
     proptim_squares *squares[PROPTIM_DTYPES];
     proptim_fused *fused[PROPTIM_RULES]; /* NULL for the instruction set without vectors, scalar */
 };

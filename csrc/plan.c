@@ -7,6 +7,7 @@
 #include "fpenv.h"
 #include "isa.h"
 #include "parts.h"
+#include "random.h"
 #include "rows.h"
 #include "strided.h"
 
@@ -88,6 +89,13 @@ static void run_plain(const struct step *step, const proptim_segment *s, size_t 
     step->isa->rules[step->rule][s->dtype](a, step->rows[s->row].coefs, end - begin);
 }
 
+/* Whether numbers are rounded at random before they are stored in array j. */
+static int dithers(const struct step *step, const proptim_segment *s, int j)
+{
+    return step->rows[s->row].rounding == PROPTIM_STOCHASTIC && step->marks[j] != 'r' && s->arrays[j].planes[0] &&
+           step->isa->dithers[s->arrays[j].format][s->dtype];
+}
+
 /* Whether a segment can be stepped with these stages where its arrays lie, by the kernels of fused.inc. */
 static int fuses(const struct step *step, const proptim_segment *s, unsigned on)
 {
@@ -95,7 +103,8 @@ static int fuses(const struct step *step, const proptim_segment *s, unsigned on)
     unsigned formats = PROPTIM_PLAIN;
     for (int j = 0; known && step->marks[j]; j++) {
         const uint8_t format = s->arrays[j].format;
-        known = s->dense >> j & (format == PROPTIM_PLAIN || format == PROPTIM_BF16 || format == PROPTIM_SPLIT);
+        known = s->dense >> j & (format == PROPTIM_PLAIN || format == PROPTIM_BF16 || format == PROPTIM_SPLIT) &
+                !dithers(step, s, j);
         formats |= format;
     }
     return known & (formats != PROPTIM_PLAIN || !(on & ~PROPTIM_FUSED_STAGES));
@@ -133,6 +142,48 @@ static void find_planes(const proptim_segment *s, const proptim_table *table, in
             found[p] = rooms[p];
             if (gathers) copy_plane(s, table, j, p, begin, size, rooms[p], 1);
         }
+    }
+}
+
+/* Random words of n elements whose indices begin at `index` and go up by `by`, which is not 0. */
+static void draw_run(const proptim_isa *isa, uint64_t key, uint64_t index, ptrdiff_t by, size_t n, uint32_t *words)
+{
+    while (n > 0) { /* as far as the upper 32 bits of the index stay the same */
+        const uint64_t left = by > 0 ? (uint32_t)~index : (uint32_t)index, each = (uint64_t)(by > 0 ? by : -by);
+        const size_t size = left / each < n - 1 ? (size_t)(left / each) + 1 : n;
+        isa->random(words, size, random_key(key, index >> 32), (uint32_t)index, (uint32_t)by);
+        index += (uint64_t)by * size;
+        words += size;
+        n -= size;
+    }
+}
+
+/* The random words of elements begin .. begin + n, counted as in run_blocks(), for stores in array j. */
+static void draw(const struct step *step, const proptim_segment *s, const proptim_table *table, int j, size_t begin,
+                 size_t n, uint32_t *words)
+{
+    const proptim_row *row = &step->rows[s->row];
+    const uint64_t numbers[] = { row->seed, s->parameter, (uint64_t)j, row->step };
+    uint64_t key = 0;
+    for (int i = 0; i < 4; i++) key = random_key(key, numbers[i]);
+    for (size_t run; n > 0; begin += run, words += run, n -= run) {
+        const int last = s->ndim - 1;
+        uint64_t index = s->first;
+        ptrdiff_t by = 1;
+        run = n;
+        if (table) {
+            const size_t from = begin % s->size;
+            if (run > s->size - from) run = s->size - from;
+            index += (uint64_t)proptim_row_of(table, begin / s->size) * s->size + from;
+        } else if (!s->order || last < 0) {
+            index += begin;
+        } else {
+            size_t rest = begin;
+            by = s->order[last];
+            if (run > s->shape[last] - begin % s->shape[last]) run = s->shape[last] - begin % s->shape[last];
+            for (int d = last; d >= 0; rest /= s->shape[d--]) index += rest % s->shape[d] * (uint64_t)s->order[d];
+        }
+        draw_run(step->isa, key, index, by, run, words);
     }
 }
 
@@ -219,6 +270,11 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
             if (table && j == PROPTIM_GRADS) {
                 proptim_rows_zero(table, begin, size);
                 continue;
+            }
+            if (j != PROPTIM_GRADS && dithers(step, s, j)) {
+                uint32_t *const words = (uint32_t *)(void *)seen; /* which the rule has read */
+                draw(step, s, table, j, begin, size, words);
+                step->isa->dithers[to->format][dtype](scratch[j], words, size);
             }
             void *operands[3] = { scratch[j], scratch[j] };
             if (to->format != PROPTIM_PLAIN) {

@@ -24,11 +24,15 @@ size_t proptim_itemsize(proptim_dtype dtype, int format, int plane)
     return bytes ? bytes : dtype == PROPTIM_F32 ? 4 : 8;
 }
 
-enum { PLANES = 2 * PROPTIM_MAX_ARRAYS }; /* of a segment: plane k is plane k % 2 of array k / 2 */
+enum {
+    PLANES = 2 * PROPTIM_MAX_ARRAYS, /* of a segment: plane k is plane k % 2 of array k / 2 */
+    STRIDES                          /* of planes, and then those of the index */
+};
 
-/* The strides of plane k; NULL where it is absent. */
+/* The strides of plane k, or of the index in C order; NULL where it is absent. */
 static ptrdiff_t *strides_of(const proptim_segment *s, int k)
 {
+    if (k == PLANES) return s->order;
     const proptim_plane_array *a = &s->arrays[k / 2];
     return a->planes[k % 2] ? a->strides[k % 2] : NULL;
 }
@@ -37,7 +41,7 @@ static ptrdiff_t *strides_of(const proptim_segment *s, int k)
 static void move_axis(proptim_segment *s, int from, int to)
 {
     s->shape[to] = s->shape[from];
-    for (int k = 0; k < PLANES; k++) {
+    for (int k = 0; k < STRIDES; k++) {
         ptrdiff_t *const strides = strides_of(s, k);
         if (strides) strides[to] = strides[from];
     }
@@ -47,7 +51,7 @@ static void swap_axes(proptim_segment *s, int a, int b)
 {
     size_t n = s->shape[a];
     s->shape[a] = s->shape[b], s->shape[b] = n;
-    for (int k = 0; k < PLANES; k++) {
+    for (int k = 0; k < STRIDES; k++) {
         ptrdiff_t *const strides = strides_of(s, k);
         if (!strides) continue;
         const ptrdiff_t stride = strides[a];
@@ -72,16 +76,26 @@ static void order_axes(proptim_segment *s)
 {
     for (int d = 0; d < s->ndim; d++)
         if (s->arrays[PROPTIM_PARAMS].strides[0][d] < 0)
-            for (int k = 0; k < PLANES; k++) {
+            for (int k = 0; k < STRIDES; k++) {
                 ptrdiff_t *const strides = strides_of(s, k);
-                void **const plane = &s->arrays[k / 2].planes[k % 2];
                 if (!strides) continue;
-                *plane = (char *)*plane + (ptrdiff_t)(s->shape[d] - 1) * strides[d];
+                const ptrdiff_t last = (ptrdiff_t)(s->shape[d] - 1) * strides[d];
+                if (k == PLANES)
+                    s->first += (uint64_t)last;
+                else
+                    s->arrays[k / 2].planes[k % 2] = (char *)s->arrays[k / 2].planes[k % 2] + last;
                 strides[d] = -strides[d];
             }
     const ptrdiff_t *const first = s->arrays[PROPTIM_PARAMS].strides[0];
     for (int d = 1; d < s->ndim; d++)
         for (int e = d; e > 0 && first[e - 1] < first[e]; e--) swap_axes(s, e - 1, e);
+}
+
+/* Set the strides of the index in C order. */
+static void order_elements(proptim_segment *s)
+{
+    ptrdiff_t stride = 1;
+    for (int d = s->ndim - 1; s->order && d >= 0; stride *= (ptrdiff_t)s->shape[d--]) s->order[d] = stride;
 }
 
 /*
@@ -93,7 +107,7 @@ static void merge_axes(proptim_segment *s)
     int ndim = s->ndim, inner = ndim - 1;
     for (int d = ndim - 2; d >= 0; d--) {
         int merge = 1;
-        for (int k = 0; k < PLANES; k++) {
+        for (int k = 0; k < STRIDES; k++) {
             const ptrdiff_t *const strides = strides_of(s, k);
             merge = merge && (!strides || strides[d] == (ptrdiff_t)s->shape[inner] * strides[inner]);
         }
@@ -123,13 +137,14 @@ static void merge_axes(proptim_segment *s)
     if (s->dense == PROPTIM_DENSE) {
         int plain = 1;
         for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++) plain = plain && s->arrays[j].format == PROPTIM_PLAIN;
-        s->ndim = 0;
+        if (!s->order || !ndim || (ndim == 1 && s->order[0] == 1)) s->ndim = 0;
         if (plain) s->dense = PROPTIM_DENSE_PLAIN;
     }
 }
 
 void proptim_layout(proptim_segment *s)
 {
+    order_elements(s);
     drop_axes(s);
     order_axes(s);
     merge_axes(s);
@@ -138,12 +153,13 @@ void proptim_layout(proptim_segment *s)
 void proptim_rows_layout(proptim_table *table)
 {
     proptim_segment *s = &table->first;
+    s->order = NULL; /* elements stay in C order */
     table->length = *s->shape++;
     s->ndim--;
     for (int k = 0; k < PLANES; k++)
         if (strides_of(s, k)) table->strides[k / 2][k % 2] = *s->arrays[k / 2].strides[k % 2]++;
     drop_axes(s);
-    merge_axes(s); /* elements stay in C order, in which reduce.c takes them */
+    merge_axes(s); /* C order is also that in which reduce.c takes them */
 }
 
 /* Copy to dense memory or from it, one innermost run at a time; the other indices count like an odometer. */

@@ -29,11 +29,14 @@ class Door(torch.optim.Optimizer):
     max_skips: int | None
     zero_grads: bool
     flush_denormals: bool
+    seed: int
     fallback: Literal["warn", "torch", "error"]
     @property
     def master(self) -> Literal["auto", "split", "float32"] | None: ...
     @property
     def state_dtype(self) -> Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None: ...
+    @property
+    def rounding(self) -> Literal["nearest", "stochastic"]: ...
     @property
     def cast_grads(self) -> bool: ...
     @property

@@ -1,6 +1,8 @@
 /* codecs/all.h - the C text of every codec, for the type that the includer has defined. */
 #include "words.h"
 
+#include "dither.h"
+
 #include "bf16.h"
 #include "bf16_master.h"
 #include "f16.h"

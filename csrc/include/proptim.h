@@ -34,6 +34,9 @@ enum {
     PROPTIM_DENSE = 255      /* `dense` of a segment in which every array is one aligned dense run */
 };
 
+/* How numbers are rounded that are stored in an array of fewer bits than the rule computes in. */
+typedef enum proptim_rounding { PROPTIM_NEAREST, PROPTIM_STOCHASTIC } proptim_rounding;
+
 enum { PROPTIM_PARAMS, PROPTIM_GRADS, PROPTIM_STATE }; /* indices of arrays; state arrays follow from PROPTIM_STATE */
 
 /* The type of a rule's arithmetic. */
@@ -41,7 +44,8 @@ typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_
 
 /*
  * How an array lies in memory.  A rule computes in its dtype whatever its arrays hold: they are converted when they are
- * read, and rounded once, to nearest even, when they are written.
+ * read, and rounded once when they are written: to nearest even, or in the formats PROPTIM_BF16, _F16 and _FLOAT32, if
+ * the row says so, at random to one of both neighbours, so that the expected value is the number itself.
  *
  * A model that uses weights of 16 bits has them in planes[0].  If planes[1] holds the rest of a float32, steps have the
  * precision of float32.  For a new array of weights, set low halves to 0, and a master to the same numbers.
@@ -133,6 +137,14 @@ typedef struct proptim_segment {
     unsigned dense; /* bit j: every plane of array j is one aligned dense run, used in place */
     size_t *shape;  /* [ndim] */
     proptim_plane_array arrays[PROPTIM_MAX_ARRAYS];
+    /*
+     * Which elements these are, for stochastic rounding: `parameter` is a number of the parameter, and `first` the
+     * index of the first element, in C order of the whole parameter: 0 unless the segment is only a part of it.
+     * `order`: memory for [ndim] numbers, which proptim_layout() sets, and `first` with it, to the strides of that
+     * index; NULL if the elements are stepped in C order, as dense runs are, or if nothing is rounded at random.
+     */
+    uint64_t parameter, first;
+    ptrdiff_t *order;
 } proptim_segment;
 
 /* The numbers of one step, shared by all segments with the same coefficients; proptim_row_init() makes a row. */
@@ -140,6 +152,8 @@ typedef struct proptim_row {
     double coefs[PROPTIM_MAX_COEFS];
     double stages[PROPTIM_MAX_STAGES]; /* a stage runs unless its coefficient has the neutral value of stages.def */
     int active;                        /* 0: segments of this row are left out of the step */
+    proptim_rounding rounding;
+    uint64_t seed, step; /* for stochastic rounding; `step` counts the steps of these segments: no two share a number */
 } proptim_row;
 
 /*
@@ -194,7 +208,7 @@ const proptim_isa *proptim_isa_find(const char *name_or_null);
 /* A kernel by rule and dtype.  It runs in the floating-point environment of its caller. */
 proptim_kernel *proptim_isa_kernel(const proptim_isa *isa, proptim_rule rule, proptim_dtype dtype);
 
-/* Make an active row of these coefficients, with every stage neutral. */
+/* Make an active row of these coefficients, with every stage neutral, that rounds to nearest. */
 void proptim_row_init(proptim_row *row, proptim_rule rule, const double *coefs);
 
 /*

@@ -1,7 +1,7 @@
 # proptim.h and proptim_python.h for Cython: `from proptim cimport proptim_api, proptim_import`, compiled with
 # proptim.get_include() among the include directories. The names that rules.def and stages.def define are in rules.pxd.
 # Call the functions through the table that proptim_import() returns, or link proptim::proptim and call them by name.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "proptim.h" nogil:
     enum:
@@ -23,9 +23,11 @@ cdef extern from "proptim.h" nogil:
     ctypedef int proptim_rule
     ctypedef int proptim_stage
     ctypedef int proptim_ran
+    ctypedef int proptim_rounding
     proptim_dtype PROPTIM_F32, PROPTIM_F64
     proptim_format PROPTIM_PLAIN, PROPTIM_STEPS, PROPTIM_BF16, PROPTIM_F16, PROPTIM_SPLIT
     proptim_format PROPTIM_BF16_MASTER, PROPTIM_F16_MASTER, PROPTIM_FLOAT32, PROPTIM_FLOAT64
+    proptim_rounding PROPTIM_NEAREST, PROPTIM_STOCHASTIC
     proptim_ran PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED
     ctypedef void *proptim_array
     ctypedef void proptim_kernel(void *const *arrays, const double *coefs, size_t n)
@@ -43,10 +45,16 @@ cdef extern from "proptim.h" nogil:
         unsigned dense
         size_t *shape
         proptim_plane_array arrays[PROPTIM_MAX_ARRAYS]
+        uint64_t parameter
+        uint64_t first
+        ptrdiff_t *order
     ctypedef struct proptim_row:
         double coefs[PROPTIM_MAX_COEFS]
         double stages[PROPTIM_MAX_STAGES]
         int active
+        proptim_rounding rounding
+        uint64_t seed
+        uint64_t step
     ctypedef struct proptim_table:
         proptim_segment first
         size_t count

@@ -258,6 +258,15 @@ cdef int format_of_pair(object pair, int first, int second, int dtype) except -1
     raise TypeError(f"{type(pair).__name__} of two planes whose dtypes do not go together")
 
 
+cdef bint rounds(proptim_segment *s) noexcept:
+    """Whether a step of a segment may round at random."""
+    cdef int j
+    for j in range(PROPTIM_MAX_ARRAYS):
+        if j != PROPTIM_GRADS and s.arrays[j].format in (PROPTIM_BF16, PROPTIM_F16, PROPTIM_FLOAT32):
+            return True
+    return False
+
+
 cdef bint is_bfloat16(object kind) except -1:
     """Whether a dtype is the bfloat16 of ml_dtypes, which need not be installed."""
     global _bfloat16
@@ -345,6 +354,7 @@ cdef class Plan:
     cdef Py_buffer *fresh           # new gradients that are not bound yet, one for each segment
     cdef unsigned char *fresh_formats
     cdef proptim_view *views        # of the gradients
+    cdef uint64_t *firsts           # index, in the whole parameter, of the first element of each segment
     cdef size_t *layouts            # memory for shape and strides of all segments
     cdef list tables                # of each segment whose gradient is of rows, None for others; None before the first
     cdef list rooms                 # for sorting the indices of each
@@ -372,6 +382,7 @@ cdef class Plan:
     cdef readonly list given, grads # the gradients as the user passed them, and as arrays
     cdef readonly object cohorts    # the cohorts that the rows belong to; None if the caller keeps the clocks
     cdef public object tally        # what the caller counts; set together with the step
+    cdef public object seed         # of stochastic rounding; None to round to nearest
     cdef public object told         # called after each step of tensors, to inform autograd; or None
     cdef public set begun           # the segments that `step_one` has stepped in this round
     cdef object loaded              # steps before `taken`; a Python int, because a loaded count may have any size
@@ -411,8 +422,9 @@ cdef class Plan:
         self.views = <proptim_view *>calloc(max(self.count, 1), sizeof(proptim_view))
         self.dims = <int *>calloc(max(self.count, 1), sizeof(int))
         self.fresh_formats = <unsigned char *>calloc(max(self.count, 1), 1)
+        self.firsts = <uint64_t *>calloc(max(self.count, 1), sizeof(uint64_t))
         if not (self.segments and self.buffers and self.fresh and self.views and self.dims and self.seconds
-                and self.fresh_formats):
+                and self.fresh_formats and self.firsts):
             raise MemoryError
         for i, (param, *state) in enumerate(segments):
             s = &self.segments[i]
@@ -431,7 +443,8 @@ cdef class Plan:
                     check_shape(view, second)
                     form = format_of_pair(array, form, format_of(second, s.dtype), s.dtype)
                 s.arrays[j].format = form
-            room += (1 + 2 * PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
+            room += (2 + 2 * PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
+            s.parameter = i
         self.layouts = <size_t *>malloc(max(room, 1) * sizeof(size_t))
         if not self.layouts:
             raise MemoryError
@@ -443,6 +456,9 @@ cdef class Plan:
             for j in range(2 * PROPTIM_MAX_ARRAYS):
                 self.segments[i].arrays[j // 2].strides[j % 2] = <ptrdiff_t *>self.layouts + room + (1 + j) * view.ndim
             room += (1 + 2 * PROPTIM_MAX_ARRAYS) * view.ndim
+            if rounds(&self.segments[i]):
+                self.segments[i].order = <ptrdiff_t *>self.layouts + room
+                room += view.ndim
             self._lay_out(i)
             self.weights += self.segments[i].size
         self._sort_written()
@@ -469,6 +485,7 @@ cdef class Plan:
         free(self.views)
         free(self.dims)
         free(self.layouts)
+        free(self.firsts)
         free(self.sparse)
         free(self.partials)
         free(self.rows)
@@ -525,7 +542,7 @@ cdef class Plan:
         cdef Py_buffer *view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
         cdef Py_buffer *second = &self.seconds[i * PROPTIM_MAX_ARRAYS]
         cdef int d, j
-        s.ndim = view.ndim
+        s.ndim, s.first = view.ndim, self.firsts[i]
         for d in range(view.ndim):
             s.shape[d] = view.shape[d]
         for j in range(PROPTIM_MAX_ARRAYS):
@@ -773,6 +790,7 @@ cdef class Plan:
         table.indices, table.room = rows.indices, self.rooms[i]
         table.c.count = table.values.shape[0]
         first.dtype, first.ndim, first.shape = s.dtype, ndim, table.layout
+        first.parameter, first.first = s.parameter, self.firsts[i]
         for d in range(ndim):
             first.shape[d] = param.shape[d]
         for j in range(PROPTIM_MAX_ARRAYS):
@@ -788,6 +806,13 @@ cdef class Plan:
         first.arrays[PROPTIM_GRADS].format = format_of(&table.values, s.dtype)
         proptim_rows_layout(&table.c)
         return table
+
+    def locate(self, list places):
+        """Set what each segment is, for stochastic rounding: the number of the parameter, and where it begins in it."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.segments[i].parameter, self.firsts[i] = places[i]
+            self._lay_out(i)
 
     def sort_rows(self, Py_ssize_t only=-1):
         """Take the indices of all gradients of rows (or one): a segment and which of its indices is no row, if any.
@@ -839,7 +864,7 @@ cdef class Plan:
             self.repeats = 0
         return self._clocks
 
-    cdef int _take_row(self, proptim_row *row, values) except -1:
+    cdef int _take_row(self, proptim_row *row, values, clock) except -1:
         cdef Py_ssize_t j
         memset(row, 0, sizeof(proptim_row))
         row.active = values is not None
@@ -850,9 +875,11 @@ cdef class Plan:
                 row.coefs[j] = values[j]
             for j in range(PROPTIM_STAGES):
                 row.stages[j] = values[self.n_coefs + j]
+            if self.seed is not None:
+                row.rounding, row.seed, row.step = PROPTIM_STOCHASTIC, self.seed, int(clock[0])
         return 0
 
-    cdef int _take_rows(self, rows) except -1:
+    cdef int _take_rows(self, rows, list clocks) except -1:
         cdef Py_ssize_t i
         if len(rows) != self.n_rows:
             free(self.rows)
@@ -862,7 +889,7 @@ cdef class Plan:
                 raise MemoryError
             self.n_rows = len(rows)
         for i in range(self.n_rows):
-            self._take_row(&self.rows[i], rows[i])
+            self._take_row(&self.rows[i], rows[i], clocks[i] if clocks else None)
         return 0
 
     # Running the kernels and counting the step are one C call, so that no signal handler can run in between.
@@ -874,7 +901,7 @@ cdef class Plan:
         """
         cdef Py_ssize_t i
         cdef int ran
-        self._take_rows(rows)
+        self._take_rows(rows, clocks)
         for i in range(self.count):
             if self.segments[i].row >= self.n_rows:
                 raise ValueError(f"segment {i} uses row {self.segments[i].row}; expected one of {self.n_rows}")
@@ -910,6 +937,7 @@ cdef class Plan:
         """
         cdef list clocks = None
         cdef int ran
+        cdef Py_ssize_t i
         if self.stamp is None or self.changes.now is not self.stamp:
             return False
         if grads is not None and not (self.takes and type(grads) is list):
@@ -924,6 +952,8 @@ cdef class Plan:
                     return False
             if grads is not None and not self._offer((<list>grads).copy(), None):
                 return False
+            for i in range(self.n_rows):
+                self.rows[i].step += 1
             ran = self._run()
             if self.advancing is None:
                 self.repeats += 1
@@ -1011,7 +1041,7 @@ cdef class Plan:
         cdef Table table = None
         if not 0 <= index < self.count:
             raise IndexError(index)
-        self._take_row(&numbers, row)
+        self._take_row(&numbers, row, clock)
         if self.tables is not None:
             table = self.tables[index]
         if table is not None:

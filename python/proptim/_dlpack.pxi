@@ -96,7 +96,7 @@ cdef class Tensors:
     A step is `look`, then `repeat` or `step`.  Between steps the plan has no gradient.
     """
 
-    cdef Plan plan
+    cdef readonly Plan plan
     cdef exchange *table
     cdef object plain, parameter, is_neg, mark  # types of tensors, and what is asked of torch
     cdef list owned                 # keeps alive the objects that are compared by address
@@ -369,7 +369,7 @@ cdef class Tensors:
         cdef int64_t *shape = self.layouts + self.layout_at[i]
         cdef int64_t *strides = shape
         cdef Py_ssize_t j
-        s.ndim = ndim
+        s.ndim, s.first = ndim, self.plan.firsts[i]
         for d in range(ndim):
             s.shape[d] = shape[d]
         for j in range(self.n_watched):
@@ -565,7 +565,7 @@ cdef class Tensors:
         cdef Py_ssize_t i, j
         cdef unsigned row
         self.values = None
-        self.plan._take_rows(rows)
+        self.plan._take_rows(rows, clocks)
         for i in range(len(self.members)):
             row = row_of[i]
             if row >= len(rows) or (rows[row] is None) == self.there[i]:
@@ -610,6 +610,7 @@ cdef class Tensors:
                 if not -LARGEST_FLOAT < value < LARGEST_FLOAT:
                     return False  # it may be infinite in the dtype of the arrays
                 self.plan.rows[row].coefs[j] = value
+            self.plan.rows[row].step = int(clock[0])
             for j in range(self.n_counted):
                 self.after[row * self.n_counted + j] = clock[j]
         self._run()

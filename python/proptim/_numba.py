@@ -19,6 +19,7 @@ from proptim._formats import Stored, loaded, planes, stores
 from proptim._interrupts import Store, commit
 from proptim._jit import callable_too, compiled, intrinsic, means, types, untyped
 from proptim._numba_formats import first, load, planes_of, real_of, store
+from proptim._random import Draw
 
 _decay, _scale, _clip, _l2, _flush = (
     compiled(text) for text in (_stages.decay, _stages.scale, _stages.clip, _stages.l2, _stages.flush)
@@ -31,7 +32,7 @@ class Plan(_numpy.Plan):
 
     def _run(
         self,
-        work: Sequence[tuple[Sequence[Stored | None], Sequence[float]]],
+        work: Sequence[tuple[Sequence[Stored | None], Sequence[float], Draw | None]],
         counts: Sequence[Store],
         also: Iterable[Any] = (),
     ) -> None:
@@ -41,7 +42,7 @@ class Plan(_numpy.Plan):
         step = loop(self.rule)
         calls: list[tuple[Any, ...]] = []
         found: list[Store] = []
-        for segment, row in work:
+        for segment, row, draw in work:
             numbers = tuple(map(float, row))
             coefs, stages = numbers[: self.coefs], numbers[self.coefs :]
             *_, zero, _ = stages
@@ -68,6 +69,8 @@ class Plan(_numpy.Plan):
                     continue
                 if i != 1:  # it had to be copied
                     values = stepped.reshape(planes(part[i])[0].shape)
+                    if draw is not None:
+                        values = draw.rounded(i, array, values, at)
                     found += [(plane, at, new) for plane, _, new in stores(array, values)]
                 elif zero != NO_ZERO:  # a gradient is only written if it is to be zeroed
                     found.append((zeroed, ..., 0))

@@ -14,6 +14,7 @@ from proptim import _stages
 from proptim._arrays import BFLOAT16, Array, Ranges, byte_bounds
 from proptim._formats import Stored, apart, arithmetic, loaded, planes, stores, widened
 from proptim._interrupts import Store, commit
+from proptim._random import Draw
 from proptim._rows import Rows, taken
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Plan:
         self.written = Ranges(plane for segment in segments for array in segment for plane in planes(array))
         self.disjoint = True
         self.casts = False
+        self.seed: int | None = None
+        self.places = [(i, 0) for i in range(len(segments))]
         self.claim = claim or Claim()
         self.given: list[Any] = [None] * len(segments)
         self.grads: list[Any] = [None] * len(segments)
@@ -114,6 +117,14 @@ class Plan:
     def assign(self, row_of: list[int], clocks: list[Clock], cohorts: Any = None) -> None:
         """Set the row of coefficients that each segment uses, the clock of each row, and the cohorts of the rows."""
         vars(self).update(row_of=row_of or self.row_of, clocks=clocks, cohorts=cohorts)
+
+    def locate(self, places: list[tuple[int, int]]) -> None:
+        """Set what each segment is, for stochastic rounding: the number of the parameter, and where it begins in it."""
+        self.places = places
+
+    def _draw(self, i: int, step: float) -> Draw | None:
+        """The stochastic rounding of a segment at this step; None where numbers are rounded to nearest."""
+        return None if self.seed is None else Draw(self.seed, *self.places[i], int(step))
 
     def sort_rows(self, only: int = -1) -> tuple[int, int] | None:
         """Look at the indices of all gradients of rows (or one): a segment and which of its indices is no row, if any.
@@ -185,11 +196,11 @@ class Plan:
         """One step of every segment with the coefficients of its row; then set the clocks and the tally.
 
         A row has the coefficients of the rule, then those of the stages; segments of a row that is None are left out. A
-        round of `step_one` ends: `begun` is emptied.
+        round of `step_one` ends: `begun` is emptied. With a `seed`, numbers are rounded at random by it.
         """
         work = [
-            (segment, coefs)
-            for segment, row in zip(self.segments, self.row_of, strict=True)
+            (segment, coefs, self._draw(i, clocks[row][0]) if clocks else None)
+            for i, (segment, row) in enumerate(zip(self.segments, self.row_of, strict=True))
             if (coefs := rows[row]) is not None and segment[1] is not None
         ]
         counts = {"clocks": clocks, "tally": tally, "begun": set(), "steps": self.steps + 1}
@@ -207,23 +218,24 @@ class Plan:
         counts = {"tally": tally, "begun": begun, "steps": self.steps + begins}
         stores = [(self, name, value) for name, value in counts.items()]
         also = map(begun.add, [index])
-        self._run([(self.segments[index], row)], [*stores, (parameter, "clock", clock)], also)
+        work = [(self.segments[index], row, self._draw(index, clock[0]))]
+        self._run(work, [*stores, (parameter, "clock", clock)], also)
         if self.told is not None:
             self.told()
 
     def _run(
         self,
-        work: Sequence[tuple[Sequence[Stored | None], Sequence[float]]],
+        work: Sequence[tuple[Sequence[Stored | None], Sequence[float], Draw | None]],
         counts: Sequence[Store],
         also: Iterable[Any] = (),
     ) -> None:
         """Step these segments with their rows and set the counts: everything, or nothing if it fails."""
         found: list[Store] = []
-        for segment, row in work:
-            found += self._stepped(segment, row)
+        for segment, row, draw in work:
+            found += self._stepped(segment, row, draw)
         commit(found, counts, also)
 
-    def _stepped(self, segment: Sequence[Stored | None], row: Sequence[float]) -> list[Store]:
+    def _stepped(self, segment: Sequence[Stored | None], row: Sequence[float], draw: Draw | None) -> list[Store]:
         """The arrays of a segment that a step changes, and their new values."""
         zeroed, at, part = picked(segment)
         param, grad, *state = loaded(part)
@@ -239,8 +251,10 @@ class Plan:
                 smallest = np.finfo(real).smallest_normal
                 new = (new[0], *(None if a is None else _stages.flush(a, smallest) for a in new[1:]))
             found: list[Store] = []
-            for array, n in zip((segment[0], *segment[2:]), new, strict=True):
-                if array is not None:
+            for j, n in zip((0, *range(2, len(segment))), new, strict=True):
+                if (array := segment[j]) is not None:
+                    if draw is not None:
+                        n = draw.rounded(j, array, n, at)
                     found += [(plane, at, values) for plane, _, values in stores(array, n)]
         return [*found, (zeroed, ..., 0)] if zero != _stages.NEUTRAL["zero"] else found
 

@@ -26,6 +26,8 @@ class Options(TypedDict, total=False):
     flush_denormals: bool
     master: Literal["auto", "split", "float32"] | None
     state_dtype: str | Mapping[str, str] | None
+    rounding: Literal["nearest", "stochastic"]
+    seed: int
     cast_grads: bool
     threads: int | Literal["auto"]
     backend: Literal["c", "numba", "numpy"] | None
@@ -52,6 +54,8 @@ SETTINGS: dict[str, Any] = {
     "flush_denormals": False,
     "master": "auto",
     "state_dtype": None,
+    "rounding": "nearest",
+    "seed": 0,
     "cast_grads": False,
     "threads": "auto",
     "backend": None,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from proptim._parameters import Group, at_step, check_number, is_on, is_schedule, plain
 from proptim.rule import Rule
 
+ROUNDINGS = ("nearest", "stochastic")
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -26,6 +28,8 @@ class Prepared:
     max_skips: int | None
     zero_grads: bool
     flush: bool
+    seed: int | None
+    """That of stochastic rounding; None where numbers are rounded to nearest."""
     scheduled: bool
     """Whether they are valid for one step only."""
     blind: bool
@@ -80,6 +84,8 @@ def take_options(settings: Mapping[str, Any], steps: int, mean_of: int = 1) -> d
         check_number("max_skips value", max_skips)
         if float(max_skips) % 1:
             raise ValueError(f"Invalid max_skips value: {max_skips!r} (expected a whole number >= 0)")
+    check_rounding(settings["rounding"])
+    seed = checked_seed(settings["seed"])
     flush, zero = is_on("flush_denormals", settings["flush_denormals"]), is_on("zero_grads", settings["zero_grads"])
     is_on("cast_grads", settings["cast_grads"])
     scale, clip_norm = at_step(settings["grad_scale"], steps), at_step(settings["clip_norm"], steps)
@@ -94,7 +100,21 @@ def take_options(settings: Mapping[str, Any], steps: int, mean_of: int = 1) -> d
         "max_skips": max_skips,
         "zero_grads": zero,
         "flush": flush,
+        "seed": seed if settings["rounding"] == "stochastic" else None,
     }
+
+
+def check_rounding(rounding: Any) -> None:
+    """Raise ValueError for a `rounding` that there is not."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"Invalid rounding: {rounding!r:.80} (expected 'nearest' or 'stochastic')")
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed of stochastic rounding; ValueError for what is none."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"Invalid seed: {seed!r:.80} (expected a whole number >= 0, below 2**64)")
+    return seed
 
 
 def as_loss(loss: Any) -> float:

@@ -619,6 +619,7 @@ class Stepper:
         plan.told = self._told([p for members in stepped for p in members if p.home is not None])
         watch = self.watching()
         looks = [] if watch is None else watch.look(self, plan.steps + 1, prepared.scale, rows)
+        plan.seed = prepared.seed
         plan.step(rows, clocks, tally)
         self.prepared = prepared
         if watch is not None:
@@ -738,6 +739,7 @@ class Stepper:
         self.plan.told = self._told([p] if p.home is not None else [], i)
         watch = self.watching()
         looks = [] if watch is None else watch.look_at(self, now + 1, prepared.scale, [(i, row)])
+        self.plan.seed = prepared.seed
         self.plan.step_one(i, row, p, clock, tally)
         if watch is not None:
             watch.keep(looks)

@@ -15,7 +15,7 @@ from proptim._arrays import Array, as_array, check_disjoint, check_writable, rea
 from proptim._formats import Steps, first_nonfinite, numbers
 from proptim._options import SETTINGS, as_shown
 from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
-from proptim._prepared import as_loss, clip_factor, settle, take_options
+from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._stepper import Tally
 from proptim._storage import MASTER_DTYPES, check_master, check_state_dtype, check_storage, check_storage_of
 from proptim._torch_plan import Bound, Member, Settled
@@ -117,8 +117,9 @@ class Door(torch.optim.Optimizer):
 
     state: Any
     param_groups: list[dict[str, Any]]
-    clip_norm, grad_scale, nonfinite, max_skips, zero_grads, flush_denormals, fallback = (Option() for _ in range(7))
-    master, state_dtype, cast_grads, threads, backend = (Option(fixed=True) for _ in range(5))
+    clip_norm, grad_scale, nonfinite, max_skips = (Option() for _ in range(4))
+    zero_grads, flush_denormals, seed, fallback = (Option() for _ in range(4))
+    master, state_dtype, rounding, cast_grads, threads, backend = (Option(fixed=True) for _ in range(6))
     _options: dict[str, Any]
     _taken: dict[str, Any]
     """The options, checked."""
@@ -207,7 +208,12 @@ class Door(torch.optim.Optimizer):
     @property
     def _keeping(self) -> Keeping:
         """How the state of parameters is kept."""
-        return Keeping(self._rule, self._shown, self._counts, self.master, self.state_dtype)
+        return Keeping(self._rule, self._shown, self._counted, self.master, self.state_dtype)
+
+    @property
+    def _counted(self) -> tuple[str, ...]:
+        """Names of the numbers in the state here, which has the step of SGD too if that is rounded by it."""
+        return self._counts or (("step",) if self.rounding == "stochastic" else ())
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch.optim returns it; with weights written since the last step in a float32 master."""
@@ -215,7 +221,7 @@ class Door(torch.optim.Optimizer):
         for p in (p for group in self.param_groups for p in group["params"]):
             keeping.read(p, self.state.get(p) or {})
         state: dict[str, Any] = super().state_dict()
-        return state
+        return {**state, "seed": self.seed} if self.rounding == "stochastic" else state
 
     def load_state_dict(self, state_dict: dict[str, Any], *, cast: bool = False) -> None:
         """Take over a state as `torch.optim.Optimizer.load_state_dict` does, in the dtypes in which it was saved.
@@ -225,6 +231,7 @@ class Door(torch.optim.Optimizer):
         with a float32 array beside them, which are set to what that rounds to.
         """
         is_on("cast", cast)
+        seed = checked_seed(state_dict.get("seed", self.seed))
         params = [p for group in self.param_groups for p in group["params"]]
         keeping = self._keeping
         hook = self.register_load_state_dict_pre_hook(lambda _, given: keeping.hold(params, given, cast))  # the last
@@ -234,6 +241,7 @@ class Door(torch.optim.Optimizer):
             hook.remove()
         for p in params:
             keeping.write(p, self.state.get(p) or {})
+        self.seed = seed
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: vars(self)[key] for key in ("_options", "_given")}
@@ -552,6 +560,7 @@ class Door(torch.optim.Optimizer):
             self._rule, segments, *self._thread_count(), self._claim
         )
         plan.bind([m.idle for m in members])
+        plan.locate([(i, 0) for i, m in enumerate(every) if m is not None])
         return Bound(plan, every, params, [len(group["params"]) for group in groups], foreign, self.cast_grads)
 
     def _member(self, place: str, p: Any, home: int) -> Member:
@@ -560,6 +569,11 @@ class Door(torch.optim.Optimizer):
         part = local(p)
         parameter = Parameter(place, None, p, as_array(part, f"params{place}"), NO_GROUP, ())
         check_writable(parameter.array, parameter.label)
+        if self.rounding == "stochastic" and (part.shape != p.shape or getattr(p, "_fsdp_flattened", False)):
+            raise ValueError(
+                f"{parameter.label} is a part of a tensor that is divided among processes, and rounding='stochastic' "
+                "has to know which; expected a whole tensor: leave `rounding` out, or use proptim.mpi"
+            )
         keeping, dtype = self._keeping, parameter.array.dtype
         check_storage_of(self._rule, self.master, self.state_dtype, parameter.label, dtype)
         before = self.state.get(p) or {}
@@ -589,7 +603,7 @@ class Door(torch.optim.Optimizer):
         parameter.state = arrays
         clock: list[Any] = []
         for name, start in self._rule.started(known, int(begun)).items():
-            if name in self._counts:
+            if name in self._counted:
                 tensors[name] = scalar(own.get(name, start), True)
                 clock.append(tensors[name])
             else:
@@ -655,6 +669,7 @@ class Door(torch.optim.Optimizer):
         if seen and bound is not self._bound:
             self._take(bound)
         self._used, self._factor = options, factor
+        bound.plan.seed = options["seed"]
         bound.step(row_of, rows, clocks, values)
         if not seen:
             return

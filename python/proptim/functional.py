@@ -29,7 +29,8 @@ mu_product : float, optional
     For NAdam, the product up to the previous step; without it, the product is computed from the first step on.
 hyperparameters : by keyword
     Those of the class of this name, and of the options of `proptim.Optimizer`: grad_scale, clip_value, weight_decay,
-    decoupled_weight_decay, maximize, zero_grads, flush_denormals, cast_grads, threads (1 by default) and backend.
+    decoupled_weight_decay, maximize, zero_grads, flush_denormals, cast_grads, rounding, seed, threads (1 by default)
+    and backend. ``rounding="stochastic"`` requires `step`. The parameter has the number 0: give each a seed of its own.
 
 Raises
 ------
@@ -73,7 +74,7 @@ from proptim._parameters import (
     plain,
     stored,
 )
-from proptim._prepared import as_loss, clip_factor, settle
+from proptim._prepared import as_loss, check_rounding, checked_seed, clip_factor, settle
 from proptim._registry import OPTIMIZERS
 from proptim._rows import (
     Rows,
@@ -115,6 +116,8 @@ class OneShot:
             "flush_denormals": False,
             "master": None,
             "cast_grads": False,
+            "rounding": "nearest",
+            "seed": 0,
             "threads": 1,
             "backend": None,
         }
@@ -177,6 +180,8 @@ class OneShot:
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | str = 1,
         backend: str | None = None,
         **keywords: Any,
@@ -203,6 +208,13 @@ class OneShot:
         if h["maximize"] and "prev_loss" in clock:
             clock["prev_loss"] = -clock["prev_loss"]
         check_number("grad_scale value", grad_scale, low=-math.inf)
+        check_rounding(rounding)
+        seed = checked_seed(frozen(seed))
+        if rounding == "stochastic" and number is None:
+            raise TypeError(
+                f"{self.__name__} rounds at random by the number of the step; expected step=, the number of this one, "
+                "from 1 on"
+            )
         for name in rule.states:
             if given.get(name) is None and name in wanted:
                 raise TypeError(f"{self.__name__} has no {name}; expected an array like param: pass {name}=")
@@ -235,7 +247,8 @@ class OneShot:
         plan.bind([real_gradient(gradient)])
         if (found := plan.sort_rows()) is not None:
             raise no_row(gradient, found[1], "grad", array, "param")
-        plan.step([(*coefs, *stages)], [])
+        plan.seed = seed if rounding == "stochastic" else None
+        plan.step([(*coefs, *stages)], [(number,)])
         tell_torch([param, *given.values(), *([grad] if zero_grads else [])])
         if clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
             return None

@@ -42,6 +42,8 @@ class _SGD(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -84,6 +86,8 @@ class _Rprop(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -132,6 +136,8 @@ class _RMSprop(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -179,6 +185,8 @@ class _Adagrad(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -220,6 +228,8 @@ class _Adadelta(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -262,6 +272,8 @@ class _Adam(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -306,6 +318,8 @@ class _AdamW(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -349,6 +363,8 @@ class _NAdam(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -387,6 +403,8 @@ class _Lion(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -425,6 +443,8 @@ class _Adamax(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...
@@ -464,6 +484,8 @@ class _RAdam(OneShot):
         flush_denormals: bool = False,
         master: Any = None,
         cast_grads: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         threads: int | Literal["auto"] = 1,
         backend: Literal["c", "numba", "numpy"] | None = None,
     ) -> None: ...

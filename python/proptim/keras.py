@@ -87,11 +87,11 @@ class Door(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._inner = self._torch(params, lr=h["lr"], weight_decay=0.0, **self._hyper)  # that is Keras's to do
         for v, p in zip(self._trainable_variables, params, strict=True):
             starts = self._inner._first(h, p) | {
-                n: torch.tensor(self._rule.clock_start[n]) for n in self._torch._counts
+                n: torch.tensor(self._rule.clock_start[n]) for n in self._torch._counted
             }
             own = {}
             for name, start in starts.items():
-                kind = "float32" if name in self._torch._counts else str(start.dtype).removeprefix("torch.")
+                kind = "float32" if name in self._torch._counted else str(start.dtype).removeprefix("torch.")
                 place = f"{v.path.replace('/', '_')}_{name}"
                 made = self.add_variable(tuple(start.shape), "zeros", kind, name=place)
                 made.assign(start)

@@ -23,7 +23,7 @@ import numpy as np
 
 from proptim import _backend, _numpy, _state, checkpoint
 from proptim._arrays import BFLOAT16, Array, as_array, byte_bounds, check_disjoint, name_of, tell_torch
-from proptim._formats import PAIRS, Mastered, first_nonfinite, numbers, shown
+from proptim._formats import PAIRS, Mastered, first_nonfinite, numbers, planes, shown
 from proptim._interrupts import commit
 from proptim._mpi_exchange import BYTE, Exchange, bytes_of, cuts_of, flat_of, pieces
 from proptim._mpi_team import MPI, Team, digest_of, team_of
@@ -47,6 +47,11 @@ def _cut(array: Any, where: slice) -> Any:
     return None if array is None else array[where]
 
 
+def _width(param: Any) -> int:
+    """Real numbers of an element of a part."""
+    return math.prod(planes(param)[0].shape[1:])
+
+
 class _Plan(_numpy.Plan):
     """The plan of a part: one plan of the backend for each bucket, stepped while others are being sent."""
 
@@ -58,6 +63,7 @@ class _Plan(_numpy.Plan):
         for runs in self.exchange.mine:
             cut = [tuple(_cut(array, self.exchange.within(run)) for array in segments[run.i]) for run in runs]
             self.plans.append(plan_type(stepper.rule, cut, *stepper.threads))
+            self.plans[-1].locate([(run.i, run.begin * _width(segments[run.i][0])) for run in runs])
 
     def bind(self, grads: Sequence[Any], given: list[Any] | None = None, arrays: list[Any] | None = None) -> None:
         super().bind(grads, given, arrays)
@@ -92,6 +98,7 @@ class _Plan(_numpy.Plan):
                     asked = after
                 if k < len(self.plans):
                     begin = perf_counter()
+                    self.plans[k].seed = self.seed
                     self.plans[k].step(rows, clocks)
                     exchange.stepped += perf_counter() - begin
                 before, given = given, exchange.give(k)

@@ -76,8 +76,8 @@ else:
 binding.add_symbol(_step_arrays.symbol, _address)
 
 
-APART = ("threads", "backend")
-"""Keywords of `proptim.functional` that compiled code cannot use."""
+APART = ("rounding", "seed", "threads", "backend")
+"""Keywords of `proptim.functional` that compiled code cannot use: its stores round to nearest."""
 
 
 class Step(functional.OneShot):

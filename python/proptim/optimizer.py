@@ -108,6 +108,16 @@ class Optimizer(Rule):
     state_dtype : {"float32", "float64", "bfloat16", "float16"} or dict, optional
         Dtype in which state arrays are kept, or a dict with one for each name of a state array. The default is the
         dtype of the arithmetic: float64 for float64 and complex128 parameters, else float32.
+    rounding : {"nearest", "stochastic"}, default "nearest"
+        How numbers are rounded that are stored in fewer bits than the rule computes in: parameters of 16 bits with
+        ``master=None``, and state arrays of a narrower `state_dtype`. "nearest" rounds to nearest, ties to even.
+        "stochastic" rounds each to one of both neighbours at random, so that its expected value is the number itself:
+        steps much smaller than the last bit are not lost, but add up on average. Where nothing is rounded, as in
+        float32 throughout and in masters, it makes no difference.
+    seed : int, default 0
+        Of the random bits of "stochastic", which are a hash of the seed, the number of the parameter in the optimizer,
+        the array, its count of steps, and the index of the element in C order. So the same run has the same bits on
+        every backend, number of threads and layout, and goes on with them after `load`, which sets the seed.
     cast_grads : bool, default False
         Accept float64 gradients for narrower parameters, and round each to float32 as it is read.
     threads : int or "auto", default "auto"
@@ -164,8 +174,8 @@ class Optimizer(Rule):
 
     lr: Any
     lazy_rows = Hyperparameter("lazy_rows")
-    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals = (Setting() for _ in range(5))
-    master, state_dtype, cast_grads, threads, backend = (Setting(fixed=True) for _ in range(5))
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed = (Setting() for _ in range(6))
+    master, state_dtype, rounding, cast_grads, threads, backend = (Setting(fixed=True) for _ in range(6))
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -494,6 +504,7 @@ class Optimizer(Rule):
                 "skips_in_a_row": tally.in_a_row,
                 "round": sorted(stepper.latest.begun),
                 **{key: at_step(stepper.settings[key], self.steps) for key in self._scheduled()},
+                **({"seed": self.seed} if self.rounding == "stochastic" else {}),
             }
             saved = _state.dump(type(self), self._members, counts)
             members = [p for _, members in self._members for p in members]
@@ -539,7 +550,7 @@ class Optimizer(Rule):
             loaded = _state.parse(type(self), self._members, state_dict, self.state_dtype, cast)
             tally = Tally(loaded.skipped, loaded.skips_in_a_row, self.grad_norm)
             counts = {"steps": loaded.steps, "tally": tally, "begun": loaded.round}
-            options = {key: frozen(state_dict[key]) for key in NUMBERS if key in state_dict}
+            options = {key: frozen(state_dict[key]) for key in (*NUMBERS, "seed") if key in state_dict}
             for key in self._scheduled():
                 options.pop(key, None)  # an option that is a schedule here stays one
             self._stepper.load(loaded.parameters, loaded.hyper, options, **counts)

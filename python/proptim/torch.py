@@ -46,6 +46,7 @@ ANNOTATIONS: dict[str, Any] = {
     "flush_denormals": bool,
     "master": Literal["auto", "split", "float32"] | None,
     "state_dtype": Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None,
+    "rounding": Literal["nearest", "stochastic"],
     "threads": int | Literal["auto"],
     "backend": Literal["c", "numba", "numpy"] | None,
     "fallback": Literal["warn", "torch", "error"],
@@ -162,13 +163,20 @@ flush_denormals : bool, default False
 master : {{"split", "float32", None}}, optional
     How the float32 values of parameters of 16 bits are kept. "split", the default for bfloat16, keeps the lower 16 bits
     of each as int16 in ``opt.state[p]["master_lo"]``. "float32", the default for float16, keeps a float32 array in
-    ``opt.state[p]["master"]``. With None they are rounded to nearest at every step, as in torch. "auto" means these
-    defaults. With a master a run has the bits of the run of float32 parameters with the same gradients.
+    ``opt.state[p]["master"]``. With None they are rounded at every step, as in torch. "auto" means these defaults. With
+    a master a run has the bits of the run of float32 parameters with the same gradients.
 state_dtype : {{"float32", "float64", "bfloat16", "float16"}} or dict, optional
     The dtype of the state, or a dict with the dtypes of some of its arrays, by name:
     {states}.
     The default is float32 for parameters of 16 and 32 bits, and float64 for float64; torch keeps state in the dtype of
     the parameter.
+rounding : {{"nearest", "stochastic"}}, default "nearest"
+    How parameters of 16 bits with ``master=None`` and state of a narrower `state_dtype` are rounded when they are
+    stored: to nearest, or to one of both neighbours at random, so that the expected value is the number itself. With
+    "stochastic" the state of SGD has a "step" too.
+seed : int, default 0
+    Of the random bits, which are a hash of the seed, the number of the parameter in all groups, the array, its step,
+    and the index of the element: see `proptim.Optimizer`. ``state_dict()`` has it as a third key.
 cast_grads : bool, default False
     Accept float64 gradients of narrower parameters, which ``p.grad_dtype`` makes possible; otherwise they are an error.
 threads : int or "auto", default "auto"
@@ -185,9 +193,9 @@ grad_norm : float or None
     The norm of all gradients at the last step, before clipping; only with `clip_norm`.
 skipped : int
     Steps that `nonfinite="skip"` has skipped.
-clip_norm, grad_scale, nonfinite, max_skips, zero_grads, flush_denormals, fallback
+clip_norm, grad_scale, nonfinite, max_skips, zero_grads, flush_denormals, seed, fallback
     The arguments; they can be set between steps.
-master, state_dtype, cast_grads, threads, backend
+master, state_dtype, rounding, cast_grads, threads, backend
     As given.
 
 Raises

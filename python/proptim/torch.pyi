@@ -12,11 +12,14 @@ class Door(torch.optim.Optimizer):
     max_skips: int | None
     zero_grads: bool
     flush_denormals: bool
+    seed: int
     fallback: Literal["warn", "torch", "error"]
     @property
     def master(self) -> Literal["auto", "split", "float32"] | None: ...
     @property
     def state_dtype(self) -> Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None: ...
+    @property
+    def rounding(self) -> Literal["nearest", "stochastic"]: ...
     @property
     def cast_grads(self) -> bool: ...
     @property
@@ -54,6 +57,8 @@ class SGD(Door, torch.optim.SGD):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -84,6 +89,8 @@ class Rprop(Door, torch.optim.Rprop):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -120,6 +127,8 @@ class RMSprop(Door, torch.optim.RMSprop):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -151,6 +160,8 @@ class Adagrad(Door, torch.optim.Adagrad):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -180,6 +191,8 @@ class Adadelta(Door, torch.optim.Adadelta):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -212,6 +225,8 @@ class Adam(Door, torch.optim.Adam):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -243,6 +258,8 @@ class AdamW(Door, torch.optim.AdamW):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -273,6 +290,8 @@ class NAdam(Door, torch.optim.NAdam):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -298,6 +317,8 @@ class Lion(Door):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -327,6 +348,8 @@ class Adamax(Door, torch.optim.Adamax):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,
@@ -356,6 +379,8 @@ class RAdam(Door, torch.optim.RAdam):
         flush_denormals: bool = False,
         master: Literal["auto", "split", "float32"] | None = "auto",
         state_dtype: Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
         cast_grads: bool = False,
         threads: int | Literal["auto"] = "auto",
         backend: Literal["c", "numba", "numpy"] | None = None,

@@ -88,10 +88,16 @@ int main(int argc, char **argv)
     MEMBER(proptim_segment, dense);
     MEMBER(proptim_segment, shape);
     MEMBER(proptim_segment, arrays);
+    MEMBER(proptim_segment, parameter);
+    MEMBER(proptim_segment, first);
+    MEMBER(proptim_segment, order);
     STRUCT(proptim_row);
     MEMBER(proptim_row, coefs);
     MEMBER(proptim_row, stages);
     MEMBER(proptim_row, active);
+    MEMBER(proptim_row, rounding);
+    MEMBER(proptim_row, seed);
+    MEMBER(proptim_row, step);
     STRUCT(proptim_table);
     MEMBER(proptim_table, first);
     MEMBER(proptim_table, count);

@@ -140,6 +140,81 @@ static void check_rounding(const proptim_isa *isa, const struct sixteen *s, int 
     free(expected);
 }
 
+/*
+ * Numbers of all sizes, rounded at random: upwards exactly if the random word, as a fraction, reaches the distance to
+ * the number above.  Distances below the 31st binary digit, for float64 below the last of a double, are none.
+ */
+static void check_dither(const proptim_isa *isa, const struct sixteen *s, int dtype)
+{
+    enum { N = 200000 };
+    static const uint32_t some[] = { 0, 1, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff };
+    double *const block = malloc(N * sizeof *block), *const before = malloc(N * sizeof *before);
+    uint32_t *const words = malloc(N * sizeof *words);
+    uint16_t *const halves = malloc(N * sizeof *halves);
+    uint64_t random = 5;
+    CHECK(block && before && words && halves, "out of memory");
+    for (size_t i = 0; i < N; i++) {
+        const uint16_t half = (uint16_t)below(&random, s->infinity);
+        const double low = value_of(s, half), kind = uniform(&random);
+        const double tiny = ldexp(uniform(&random), -(int)below(&random, 40)) * value_of(s, 1);
+        const double x = kind < 0.1 ? low : kind < 0.2 ? tiny : low * (1 + ldexp(uniform(&random), -s->fraction));
+        words[i] = i % 2 ? some[below(&random, sizeof some / sizeof *some)] : (uint32_t)(uniform(&random) * 0x1p32);
+        put(dtype, block, i, i % 3 ? x : -x);
+    }
+    const double special[] = { 0, -0.0, INFINITY, -INFINITY, NAN, -NAN };
+    for (size_t i = 0; i < sizeof special / sizeof *special; i++) put(dtype, block, i, special[i]);
+    memcpy(before, block, N * itemsize_of(dtype));
+    isa->dithers[s->format][dtype](block, words, N);
+    through(isa->stores[s->format][dtype], N, block, itemsize_of(dtype), halves, 2, NULL, 0);
+    for (size_t i = 0; i < N; i++) {
+        const double x = get(dtype, before, i), size = fabs(x), rounded = get(dtype, block, i);
+        if (i < sizeof special / sizeof *special) {
+            CHECK(bits_at(dtype, block, i) == bits_at(dtype, before, i), "%s: %g became %g", isa->name, x, rounded);
+            continue;
+        }
+        uint16_t under = 0, over = s->infinity;
+        while (over - under > 1) {
+            const uint16_t middle = (uint16_t)((under + over) / 2);
+            if (value_of(s, middle) <= size)
+                under = middle;
+            else
+                over = middle;
+        }
+        const double above = over == s->infinity ? ldexp(1, s->bias + 1) : value_of(s, over);
+        double part = (size - value_of(s, under)) / (above - value_of(s, under));
+        if (dtype == PROPTIM_F32) part = floor(part * 0x1p31) * 0x1p-31;
+        double expected = part + words[i] * 0x1p-32 >= 1 && part > 0 ? above : value_of(s, under);
+        if (dtype == PROPTIM_F32 && expected == 0x1p128) expected = INFINITY;
+        CHECK(rounded == (signbit(x) ? -expected : expected), "%s %s %s: %a becomes %a by %x, expected %a", isa->name,
+              formats[s->format], dtypes[dtype], x, rounded, (unsigned)words[i], expected);
+        const double stored = value_of(s, halves[i]); /* exactly, or infinity */
+        CHECK(stored == rounded || (isinf(stored) && fabs(rounded) >= ldexp(1, s->bias + 1)),
+              "%s %s %s: %a is stored as %a", isa->name, formats[s->format], dtypes[dtype], rounded, stored);
+    }
+    free(block);
+    free(before);
+    free(words);
+    free(halves);
+}
+
+/* The same of float32 in a rule that computes in float64. */
+static void check_dither_float32(const proptim_isa *isa)
+{
+    enum { N = 100000 };
+    uint64_t random = 9;
+    for (int i = 0; i < N; i++) {
+        const float low = (float)ldexp(uniform(&random), (int)below(&random, 270) - 149),
+                    high = nextafterf(low, INFINITY);
+        const double part = floor(uniform(&random) * 0x1p29) * 0x1p-29, x = low + part * ((double)high - low);
+        const uint32_t word = (uint32_t)(uniform(&random) * 0x1p32);
+        double block = i % 2 ? x : -x;
+        isa->dithers[PROPTIM_FLOAT32][PROPTIM_F64](&block, &word, 1);
+        const double expected = part + word * 0x1p-32 >= 1 && part > 0 ? (double)high : (double)low;
+        CHECK(fabs(block) == expected, "%s: %a becomes %a by %x, expected %a", isa->name, x, block, (unsigned)word,
+              expected);
+    }
+}
+
 static float float_of(uint32_t bits)
 {
     float x;
@@ -479,9 +554,11 @@ int main(int argc, char **argv)
             for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
                 check_all(isas[i], &sixteens[s], dtype);
                 check_rounding(isas[i], &sixteens[s], dtype);
+                check_dither(isas[i], &sixteens[s], dtype);
             }
             check_master(isas[i], &sixteens[s]);
         }
+        check_dither_float32(isas[i]);
         check_split(isas[i]);
         check_other_floats(isas[i]);
         check_fused(isas[i]);

@@ -98,8 +98,11 @@ static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
     return hash;
 }
 
-/* Several steps of a rule with bfloat16 parameters, split if it computes in float32, and 16-bit gradients and state. */
-static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype)
+/*
+ * Several steps of a rule with 16-bit gradients and state, and bfloat16 parameters: split if it computes in float32 and
+ * stores are rounded to nearest, else by themselves.
+ */
+static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype, proptim_rounding rounding)
 {
     const struct text *text = &texts[rule];
     uint64_t random = seed_of(text->name), hash = FNV_START;
@@ -113,12 +116,15 @@ static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype)
         draw_coefs(text, &random, coefs);
         proptim_row_init(&row, (proptim_rule)rule, coefs);
         row.stages[PROPTIM_zero] = run & 1;
+        row.rounding = rounding;
+        row.seed = 7;
         for (int step = 0; step < STEPS; step++) {
             proptim_segment s = { .size = N, .dtype = (proptim_dtype)dtype, .dense = PROPTIM_DENSE };
             for (int j = 0; text->marks[j]; j++) {
                 const int format = j > PROPTIM_GRADS ? (run & 2 ? PROPTIM_F16 : PROPTIM_BF16)
-                                   : j == PROPTIM_PARAMS && exists(dtype, PROPTIM_SPLIT) ? PROPTIM_SPLIT
-                                                                                         : PROPTIM_BF16;
+                                   : j == PROPTIM_PARAMS && exists(dtype, PROPTIM_SPLIT) && rounding == PROPTIM_NEAREST
+                                       ? PROPTIM_SPLIT
+                                       : PROPTIM_BF16;
                 void *const operands[3] = { block, planes[j][0], planes[j][1] };
                 word_at(text->arrays, j, word);
                 fill(dtype, block, N, role_of(word), run & 4 ? WILD : TAME, &random);
@@ -127,6 +133,7 @@ static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype)
                     if (plane_bytes(dtype, format, p)) s.arrays[j].planes[p] = planes[j][p];
                 s.arrays[j].format = (uint8_t)format;
             }
+            row.step = (uint64_t)step + 1;
             proptim_step(isa, (proptim_rule)rule, &s, 1, &row, 1, NULL);
             for (int j = 0; text->marks[j]; j++)
                 for (int p = 0; p < 2 && s.arrays[j].planes[p]; p++)
@@ -156,9 +163,10 @@ static const char *digest_at(int i, const proptim_isa *isa, int dtype, uint64_t 
         return formats[i];
     }
     i -= PROPTIM_FORMATS;
-    if (i >= PROPTIM_RULES) return "";
-    *hash = digest_formats(isa, i, dtype);
-    snprintf(name, sizeof name, "%s-16", texts[i].name);
+    if (i >= 2 * PROPTIM_RULES) return "";
+    const int rule = i % PROPTIM_RULES, random = i / PROPTIM_RULES;
+    *hash = digest_formats(isa, rule, dtype, random ? PROPTIM_STOCHASTIC : PROPTIM_NEAREST);
+    snprintf(name, sizeof name, random ? "%s-16-stochastic" : "%s-16", texts[rule].name);
     return name;
 }
 

@@ -1,11 +1,12 @@
 /*
  * plan.c - layouts are recognized correctly, and a step of any segments, in any layout and any number of parts, equals
- * decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element.  A step of tables equals that of
- * arrays of the rows that have a gradient, each added up, and other rows are unchanged.
+ * decay, scale, clip, l2, rule, zero, flush on dense arrays, element for element, also where it rounds at random.  A
+ * step of tables equals that of arrays of the rows that have a gradient, each added up, and other rows are unchanged.
  */
 #include <limits.h>
 
 #include "check.h"
+#include "random.h"
 
 enum { DIMS = 4, CANARY = 0xA5 };
 
@@ -174,6 +175,29 @@ static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const
     free(seen);
 }
 
+/*
+ * Round values at random as a step does, if it does: those of elements whose indices, in C order of the parameter,
+ * begin at `index`.
+ */
+static void dither(const proptim_row *row, const proptim_segment *s, int j, void *values, uint64_t index, size_t n)
+{
+    proptim_dither *const each = proptim_isa_scalar.dithers[s->arrays[j].format][s->dtype];
+    const uint64_t numbers[] = { row->seed, s->parameter, (uint64_t)j, row->step };
+    if (row->rounding != PROPTIM_STOCHASTIC || !each || j == PROPTIM_GRADS) return;
+    for (size_t i = 0; i < n; i++, index++) {
+        uint64_t key = 0;
+        for (int k = 0; k < 4; k++) key = random_key(key, numbers[k]);
+        const uint32_t word = random_word(random_key(key, index >> 32), (uint32_t)index * RANDOM_STRIDE);
+        each((char *)values + i * itemsize_of(s->dtype), &word, 1);
+    }
+}
+
+/* Indices around which the upper half of the index changes, or any. */
+static uint64_t random_first(uint64_t *random)
+{
+    return uniform(random) < 0.5 ? 0 : ((uint64_t)below(random, 3) << 32) - (uint64_t)below(random, 1000);
+}
+
 /* Run the last part first, to detect a part that reads what another part wrote. */
 static proptim_ran backwards(proptim_task *task, void *data, int parts, int threads)
 {
@@ -194,6 +218,9 @@ static proptim_row random_row(const struct text *text, uint64_t *random)
     proptim_row row = { .active = uniform(random) < 0.8 };
     const double share = uniform(random) < 0.3 ? 0 : 0.5;
     draw_coefs(text, random, row.coefs);
+    row.rounding = uniform(random) < 0.5 ? PROPTIM_STOCHASTIC : PROPTIM_NEAREST;
+    row.seed = below(random, 1000);
+    row.step = below(random, 1000);
     for (int s = 0; s < PROPTIM_STAGES; s++)
         row.stages[s] = uniform(random) < share ? on[s] : proptim_stage_neutral((proptim_stage)s);
     return row;
@@ -306,6 +333,7 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
     proptim_segment segments[SEGMENTS] = { { .ndim = 0 } };
     struct array arrays[SEGMENTS][PROPTIM_MAX_ARRAYS] = { { { .values = NULL } } };
     size_t shapes[SEGMENTS][DIMS], n[SEGMENTS];
+    ptrdiff_t orders[SEGMENTS][DIMS];
     char word[32];
 
     for (int r = 0; r < ROWS; r++) rows[r] = random_row(text, &random);
@@ -316,6 +344,9 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
         s->dtype = (proptim_dtype)below(&random, PROPTIM_DTYPES);
         s->row = (unsigned)below(&random, ROWS);
         s->shape = shapes[i];
+        s->order = orders[i];
+        s->parameter = below(&random, 1000);
+        s->first = random_first(&random);
         n[i] = random_shape(shapes[i], &s->ndim, &random);
         const double zeroed = rows[s->row].stages[PROPTIM_zero];
         for (int j = 0; j < n_arrays; j++) {
@@ -328,8 +359,10 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
         if (values[PROPTIM_GRADS] && rows[s->row].active) {
             step_dense(rule, s->dtype, values, n[i], &rows[s->row]);
             for (int j = 0; j < n_arrays; j++)
-                if (values[j] && (j == PROPTIM_GRADS ? zeroed != 0 : text->marks[j] != 'r'))
+                if (values[j] && (j == PROPTIM_GRADS ? zeroed != 0 : text->marks[j] != 'r')) {
+                    dither(&rows[s->row], s, j, values[j], s->first, n[i]);
                     convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &arrays[i][j], n[i]);
+                }
         }
         proptim_layout(s);
         /* The values that programs may set themselves, whatever the formats are. */
@@ -397,6 +430,8 @@ static void rows_scenario(const proptim_isa *isa, int rule, int parts, uint64_t 
         const unsigned mask = present(text, (unsigned)below(&random, 4));
         s->dtype = (proptim_dtype)below(&random, PROPTIM_DTYPES);
         s->row = (unsigned)below(&random, ROWS);
+        s->parameter = below(&random, 1000);
+        s->first = random_first(&random);
         const size_t width = random_table(shapes[i], &s->ndim, &t->count, &random), length = shapes[i][0];
         const size_t bytes = width * itemsize_of(s->dtype);
         const double zeroed = rows[s->row].stages[PROPTIM_zero];
@@ -484,6 +519,7 @@ static void rows_scenario(const proptim_isa *isa, int rule, int parts, uint64_t 
                     struct array row = { .values = (char *)a->values + rows_of[d] * bytes };
                     for (int p = 0; p < 2 && a->expected[p]; p++)
                         row.expected[p] = (char *)a->expected[p] + rows_of[d] * width * a->planes[p].itemsize;
+                    dither(&rows[s->row], s, j, row.values, s->first + rows_of[d] * width, width);
                     convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &row, width);
                 }
             }

@@ -46,6 +46,7 @@ FORMATS = (
     ("float64", "float32", {}),
     ("complex64", "complex64", {"state_dtype": "bfloat16"}),
     ("all", "own", {}),
+    ("all", "own", {"master": None, "state_dtype": "bfloat16", "rounding": "stochastic", "seed": 5}),
 )
 """dtypes of parameters and of gradients, and options."""
 SHAPES = {
@@ -423,6 +424,7 @@ def test_resume():
             (proptim.Rprop, "mixed", {}),
             (proptim.Adam, "mixed", {"amsgrad": True}),
             (proptim.Adam, "all", {"state_dtype": "bfloat16"}),
+            (proptim.Adam, "all", {"master": None, "state_dtype": "bfloat16", "rounding": "stochastic", "seed": 5}),
             (proptim.Rprop, "bfloat16", {"state_dtype": "bfloat16"}),
             (proptim.SGD, "float16", {"momentum": 0.9, "state_dtype": "float16"}),
             (proptim.RMSprop, "bfloat16", {"master": "float32", "state_dtype": {"square_avg": "bfloat16"}}),

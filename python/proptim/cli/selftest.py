@@ -31,6 +31,8 @@ STAGES: list[dict[str, Any]] = [
     },
 ]
 """No stage, and all of them."""
+COMPACT: dict[str, Any] = {"state_dtype": "bfloat16", "rounding": "stochastic", "seed": 1}
+"""State that is rounded at random."""
 
 # Around one vector of every width (up to 16), the alignment of parts for threads (64), and one block of a step (512
 # doubles, 1,024 floats).
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         (name, {**options, **stage}, size, dtype)
         for name in proptim.OPTIMIZERS
         for options in OPTIONS[name]
-        for stage in STAGES
+        for stage in (*STAGES, COMPACT)
         for size in SIZES
         for dtype in (np.float32, np.float64)
     ]
