@@ -205,7 +205,7 @@ def test_completion():
     always += (
         " state state_dict step step_param steps zero_grad zero_grads threads backend clip_norm grad_scale nonfinite"
     )
-    always += " max_skips flush_denormals watch master state_dtype cast_grads lazy_rows catch_up"
+    always += " max_skips flush_denormals watch master state_dtype cast_grads lazy_rows catch_up rounding seed"
     for cls in proptim.OPTIMIZERS.values():
         shown = {name for name in dir(cls([np.zeros(1)])) if not name.startswith("_")}
         assert shown == {*always.split(), *cls.hyper}
