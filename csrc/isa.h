@@ -22,8 +22,14 @@ typedef void proptim_codec(void *const *arrays, size_t n);
  */
 typedef void proptim_random(uint32_t *words, size_t n, uint64_t key, uint32_t index, uint32_t step);
 
-/* Round n elements of a block at random to numbers that a format has: see codecs/dither.h. */
-typedef void proptim_dither(void *block, const uint32_t *words, size_t n);
+/* Round n elements of a block at random to numbers of a format with these: see codecs/dither.h. */
+typedef void proptim_dither(void *block, const uint32_t *words, size_t n, int fraction, int bias);
+
+/* Bits of the fraction and bias of the exponent of formats that may round at random; 0 of all others. */
+struct proptim_narrow {
+    int fraction, bias;
+};
+extern const struct proptim_narrow proptim_narrows[PROPTIM_FORMATS];
 
 /*
  * A rule, with the stages around it whose bits are in `on`, on elements begin .. end of dense arrays of float32, plain
@@ -40,7 +46,7 @@ struct proptim_isa {
     proptim_kernel *rules[PROPTIM_RULES][PROPTIM_DTYPES];
     proptim_kernel *stages[PROPTIM_STAGES][PROPTIM_DTYPES];
     proptim_codec *loads[PROPTIM_FORMATS][PROPTIM_DTYPES], *stores[PROPTIM_FORMATS][PROPTIM_DTYPES];
-    proptim_dither *dithers[PROPTIM_FORMATS][PROPTIM_DTYPES]; /* NULL for formats that round no number at random */
+    proptim_dither *dithers[PROPTIM_DTYPES];
     proptim_random *random;
     proptim_squares *squares[PROPTIM_DTYPES];
     proptim_fused *fused[PROPTIM_RULES]; /* NULL for the instruction set without vectors, scalar */

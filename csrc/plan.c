@@ -89,11 +89,17 @@ static void run_plain(const struct step *step, const proptim_segment *s, size_t 
     step->isa->rules[step->rule][s->dtype](a, step->rows[s->row].coefs, end - begin);
 }
 
+const struct proptim_narrow proptim_narrows[PROPTIM_FORMATS] = {
+    [PROPTIM_BF16] = { 7, 127 },
+    [PROPTIM_F16] = { 10, 15 },
+    [PROPTIM_FLOAT32] = { 23, 127 },
+};
+
 /* Whether numbers are rounded at random before they are stored in array j. */
 static int dithers(const struct step *step, const proptim_segment *s, int j)
 {
-    return step->rows[s->row].rounding == PROPTIM_STOCHASTIC && step->marks[j] != 'r' && s->arrays[j].planes[0] &&
-           step->isa->dithers[s->arrays[j].format][s->dtype];
+    return step->rows[s->row].rounding == PROPTIM_STOCHASTIC && step->marks[j] != 'r' &&
+           proptim_narrows[s->arrays[j].format].fraction;
 }
 
 /* Whether a segment can be stepped with these stages where its arrays lie, by the kernels of fused.inc. */
@@ -274,7 +280,8 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
             if (j != PROPTIM_GRADS && dithers(step, s, j)) {
                 uint32_t *const words = (uint32_t *)(void *)seen; /* which the rule has read */
                 draw(step, s, table, j, begin, size, words);
-                step->isa->dithers[to->format][dtype](scratch[j], words, size);
+                const struct proptim_narrow narrow = proptim_narrows[to->format];
+                step->isa->dithers[dtype](scratch[j], words, size, narrow.fraction, narrow.bias);
             }
             void *operands[3] = { scratch[j], scratch[j] };
             if (to->format != PROPTIM_PLAIN) {

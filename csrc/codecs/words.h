@@ -23,12 +23,11 @@ static inline REAL FN(real)(WORD w)
     return x;
 }
 
-/* Bits of the fraction and bias of the exponent: of REAL, and of narrower formats as the arguments `fraction, bias`. */
+/* Bits of the fraction and bias of the exponent: of REAL, and of 16-bit formats as the arguments `fraction, bias`. */
 #define FRACTION (REAL_MANT_DIG - 1)
 #define BIAS     (REAL_MAX_EXP - 1)
 #define BFLOAT16 7, 127
 #define BINARY16 10, 15
-#define BINARY32 23, 127
 
 /*
  * x in a 16-bit format: rounded once, to nearest even, with subnormals; infinity from halfway between the largest

@@ -164,7 +164,7 @@ static void check_dither(const proptim_isa *isa, const struct sixteen *s, int dt
     const double special[] = { 0, -0.0, INFINITY, -INFINITY, NAN, -NAN };
     for (size_t i = 0; i < sizeof special / sizeof *special; i++) put(dtype, block, i, special[i]);
     memcpy(before, block, N * itemsize_of(dtype));
-    isa->dithers[s->format][dtype](block, words, N);
+    isa->dithers[dtype](block, words, N, s->fraction, s->bias);
     through(isa->stores[s->format][dtype], N, block, itemsize_of(dtype), halves, 2, NULL, 0);
     for (size_t i = 0; i < N; i++) {
         const double x = get(dtype, before, i), size = fabs(x), rounded = get(dtype, block, i);
@@ -208,7 +208,7 @@ static void check_dither_float32(const proptim_isa *isa)
         const double part = floor(uniform(&random) * 0x1p29) * 0x1p-29, x = low + part * ((double)high - low);
         const uint32_t word = (uint32_t)(uniform(&random) * 0x1p32);
         double block = i % 2 ? x : -x;
-        isa->dithers[PROPTIM_FLOAT32][PROPTIM_F64](&block, &word, 1);
+        isa->dithers[PROPTIM_F64](&block, &word, 1, 23, 127);
         const double expected = part + word * 0x1p-32 >= 1 && part > 0 ? (double)high : (double)low;
         CHECK(fabs(block) == expected, "%s: %a becomes %a by %x, expected %a", isa->name, x, block, (unsigned)word,
               expected);

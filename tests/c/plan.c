@@ -181,14 +181,15 @@ static void step_dense(int rule, int dtype, void *const *arrays, size_t n, const
  */
 static void dither(const proptim_row *row, const proptim_segment *s, int j, void *values, uint64_t index, size_t n)
 {
-    proptim_dither *const each = proptim_isa_scalar.dithers[s->arrays[j].format][s->dtype];
+    const struct proptim_narrow narrow = proptim_narrows[s->arrays[j].format];
     const uint64_t numbers[] = { row->seed, s->parameter, (uint64_t)j, row->step };
-    if (row->rounding != PROPTIM_STOCHASTIC || !each || j == PROPTIM_GRADS) return;
+    if (row->rounding != PROPTIM_STOCHASTIC || !narrow.fraction || j == PROPTIM_GRADS) return;
     for (size_t i = 0; i < n; i++, index++) {
         uint64_t key = 0;
         for (int k = 0; k < 4; k++) key = random_key(key, numbers[k]);
         const uint32_t word = random_word(random_key(key, index >> 32), (uint32_t)index * RANDOM_STRIDE);
-        each((char *)values + i * itemsize_of(s->dtype), &word, 1);
+        proptim_isa_scalar.dithers[s->dtype]((char *)values + i * itemsize_of(s->dtype), &word, 1, narrow.fraction,
+                                             narrow.bias);
     }
 }
 
