@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 import proptim
 import proptim.torch
+from proptim._torch_tensors import native_is_neg
 
 RULES = {name: cls.__name__ for name, cls in proptim.OPTIMIZERS.items()}
 SHARED = [cls for cls in RULES.values() if hasattr(torch.optim, cls)]
@@ -1147,6 +1148,15 @@ def test_interrupted_step_is_counted(monkeypatch):
 exchanged = pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch < 2.10")
 
 
+@pytest.fixture(params=["a function of libtorch", "the method of tensors"])
+def asked(request, monkeypatch):
+    """What says whether a tensor is negated: the method only where the function is not found."""
+    if request.param == "the method of tensors":
+        monkeypatch.setattr("proptim._torch_optimizer.native_is_neg", lambda: 0)
+    elif sys.platform in ("linux", "darwin"):
+        assert native_is_neg()
+
+
 def seen_in_c(opt):
     return type(opt._bound).__name__ == "Tensors"
 
@@ -1169,6 +1179,7 @@ def gradient_kinds():
 @pytest.mark.once  # the core has to be the backend
 @each_class
 @pytest.mark.parametrize("kind", gradient_kinds())
+@pytest.mark.usefixtures("asked")
 def test_gradients_of_every_kind_in_mid_run(name, kind):
     """One that the exchange shows wrongly is read as what it is, and so is the plain one that follows it."""
     mine, other = parameters(shapes=[(3,), (2,)]), parameters(shapes=[(3,), (2,)])
@@ -1236,6 +1247,7 @@ def test_parameters_that_move_onto_each_other_are_refused():
 
 
 @exchanged
+@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("how", ["new memory", "where it lies", "part of a conjugate"])
 def test_a_negated_parameter_is_refused(how):
     """NumPy cannot show it, and the exchange would show the wrong numbers."""
@@ -1255,6 +1267,26 @@ def test_a_negated_parameter_is_refused(how):
     with pytest.raises(TypeError, match="the negative of another tensor"):
         opt.step()
     assert torch.equal(p.detach(), before)
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
+def test_state_negated_where_it_lies():
+    """The dict holds the same tensor, and that the same memory: an array is refused, a step count is read as it is."""
+    mine, other = parameters(shapes=[(3,)]), parameters(shapes=[(3,)])
+    opt, judge = proptim.torch.Adam(mine), proptim.torch.Adam(other)
+    for o, params in ((opt, mine), (judge, other)):
+        advance(o, params, 0, 3)
+    count, square = (opt.state[mine[0]][key] for key in ("step", "exp_avg_sq"))
+    count.data = torch._neg_view(count.neg_())
+    assert count.is_neg()
+    for o, params in ((opt, mine), (judge, other)):
+        advance(o, params, 3, 5)
+    assert same(values(mine), values(other))
+    assert opt.state[mine[0]]["step"].item() == 5
+    square.data = torch._neg_view(square.detach())
+    give(mine, 5)
+    step_refused(opt, mine, TypeError, r"^state 'exp_avg_sq' of params\[0\] is .*negative")
 
 
 @pytest.mark.once  # the core has to be the backend

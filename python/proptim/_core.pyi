@@ -86,6 +86,7 @@ class Tensors:
         plain: type,
         parameter: type,
         is_neg: Any,
+        native_is_neg: int,
         mark: Any,
         rule: type[Rule],
         every: list[Any],

@@ -23,6 +23,7 @@ cdef extern from *:
         int (*view)(void *, exchange_tensor *);
         void *stream;
     } exchange;
+    typedef _Bool (*negated)(const void *);
     """
     ctypedef struct exchange_device:
         int32_t device_type
@@ -43,6 +44,7 @@ cdef extern from *:
     ctypedef struct exchange:
         exchange_header header
         int (*view)(void *, exchange_tensor *) noexcept
+    ctypedef bint (*negated)(const void *) noexcept
 
 cdef enum:
     EXCHANGE_CPU = 1
@@ -99,6 +101,7 @@ cdef class Tensors:
     cdef readonly Plan plan
     cdef exchange *table
     cdef object plain, parameter, is_neg, mark  # types of tensors, and what is asked of torch
+    cdef negated native_is_neg      # the same as is_neg, of an at::Tensor; NULL if it was not found
     cdef list owned                 # keeps alive the objects that are compared by address
     cdef list every                 # all parameters
     cdef list members               # those in the plan
@@ -123,12 +126,12 @@ cdef class Tensors:
     cdef readonly bint used         # whether it has made a step
     cdef readonly long long steps   # steps made
 
-    def __cinit__(self, Plan plan, capsule, plain, parameter, is_neg, mark, rule, list every, list place, list tensors,
-                  list numbers, list homes, list planes):
-        """`place`: index of each parameter of `every` among members, None for one that is left out; for each member
+    def __cinit__(self, Plan plan, capsule, plain, parameter, is_neg, size_t native_is_neg, mark, rule, list every,
+                  list place, list tensors, list numbers, list homes, list planes):
+        """`native_is_neg`: its address, or 0; `place`: index of each parameter of `every` among members, None for one
 
-        `tensors`: parameter and state, None for what is off, as `planes` says (array, plane) of each; `numbers`: those
-        of its clock, tensors or floats; `homes`: its group.
+        that is left out; for each member `tensors`: parameter and state, None for what is off, as `planes` says (array,
+        plane) of each; `numbers`: those of its clock, tensors or floats; `homes`: its group.
         """
         cdef Py_ssize_t i, j, k, n = len(tensors), room = 0
         cdef exchange_tensor t
@@ -136,6 +139,7 @@ cdef class Tensors:
         if self.table is NULL or not plan.disjoint:
             raise BufferError("no exchange")
         self.plan, self.plain, self.parameter, self.is_neg, self.mark = plan, plain, parameter, is_neg, mark
+        self.native_is_neg = <negated>native_is_neg
         self.rule, self.every, self.homes = rule, every, homes
         self.members = [own[0] for own in tensors]
         self.owned = [tensors, numbers]
@@ -193,8 +197,8 @@ cdef class Tensors:
 
     # What is where ---------------------------------------------------------------------------------------------------
 
-    cdef bint _see(self, object tensor, exchange_tensor *t):
-        """A plain tensor in CPU memory."""
+    cdef bint _see(self, object tensor, exchange_tensor *t) except -1:
+        """A plain tensor in CPU memory, which holds its numbers and not their negatives."""
         if type(tensor) is not self.plain and type(tensor) is not self.parameter:
             return False
         if self.table.view(<void *>tensor, t):
@@ -204,7 +208,9 @@ cdef class Tensors:
             return False
         if t.byte_offset:
             t.data = <char *>t.data + t.byte_offset
-        return True
+        if self.native_is_neg is NULL:
+            return not self.is_neg(tensor)
+        return not self.native_is_neg(<char *><PyObject *>tensor + sizeof(PyObject))
 
     cdef bint _first_look(self, Py_ssize_t i, Py_ssize_t j, tensor) except -1:
         """Take the layout of a tensor that the caller has checked."""
@@ -216,7 +222,7 @@ cdef class Tensors:
         cdef int64_t *strides = shape + (1 + j) * param.ndim
         cdef size_t itemsize
         cdef int d
-        if not self._see(tensor, &t) or self.is_neg(tensor) or t.ndim != param.ndim:
+        if not self._see(tensor, &t) or t.ndim != param.ndim:
             return False
         if t.dtype.code not in (EXCHANGE_FLOAT, EXCHANGE_BFLOAT, EXCHANGE_INT):  # the last are halves of a master
             return False
@@ -282,12 +288,10 @@ cdef class Tensors:
                 if t.shape[d] != shape[d] or t.strides[d] != strides[d]:
                     return False
             if t.data is not w[j].data:
-                if (t.data is NULL and s.size) or self.is_neg(<object>w[j].tensor):
+                if t.data is NULL and s.size:
                     return False
                 w[j].data = t.data
                 moved[0] = True
-            elif j == 0 and self.is_neg(<object>w[j].tensor):  # `p.data = ` may set the bit where it lies
-                return False
         for j in range(self.n_counted):
             if c[j].tensor is NULL:
                 c[j].data = &c[j].own
@@ -314,7 +318,7 @@ cdef class Tensors:
         cdef bint same = self.laid[i]
         cdef Py_ssize_t j
         cdef int form
-        if not self._see(grad, &t) or t.ndim != ndim or self.is_neg(grad):
+        if not self._see(grad, &t) or t.ndim != ndim:
             return False
         form = self._form(&t, s.dtype)
         if form < 0:

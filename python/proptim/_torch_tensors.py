@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +31,27 @@ increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph
 """The latter takes a list to it."""
 NUMBERS = {torch.float32, torch.float64, torch.int32, torch.int64}
 """dtypes of the numbers in a state that are read and written in place."""
+
+
+@functools.cache
+def native_is_neg() -> int:
+    """The address of ``bool at::native::is_neg(const at::Tensor &)``, by its name in the C++ ABI of Linux and macOS.
+
+    torch's own method of a Python tensor asks the same function, and releases the GIL around it, which takes most of
+    60 ns. 0 if the function is not found, or if the at::Tensor does not begin behind the head of the Python object.
+    """
+    function: Any = getattr(ctypes.CDLL(torch._C.__file__), "_ZN2at6native6is_negERKNS_6TensorE", None)
+    if function is None:
+        return 0
+    function.restype, function.argtypes = ctypes.c_bool, [ctypes.c_void_p]
+    with torch.no_grad():
+        number = torch.zeros(2, device="cpu")
+        for tensor in (number, torch._neg_view(number)):
+            for each in (tensor, torch.nn.Parameter(tensor)):
+                at = id(each) + object.__basicsize__
+                if ctypes.c_void_p.from_address(at).value != each._cdata or function(at) is not each.is_neg():
+                    return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def is_spread(tensor: Any) -> bool:
@@ -140,7 +163,8 @@ def is_fixed(value: Any) -> bool:
 
 def scalar(value: Any, as_torch: bool) -> Any:
     """A number of the state as a 0-d tensor, which is float32 by default in torch.optim."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type == "cpu" and value.dtype in NUMBERS:
+    known = isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dtype in NUMBERS
+    if known and value.numel() == 1 and not value.is_neg():
         return value  # of any shape: A3C shares counts of shape (1,) between processes, and torch adds to them
     single = as_torch and torch.get_default_dtype() != torch.float64
     return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64, device="cpu")
