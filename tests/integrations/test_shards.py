@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,80 +15,20 @@ import proptim.torch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file is tried on Linux")
 
-HEAD = """
-import copy, datetime, math, os, sys, time
-import torch, torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-import proptim.torch
 
-torch.set_num_threads(1)
-rank, world, file, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=world,
-                        timeout=datetime.timedelta(seconds=60))
-mesh = init_device_mesh("cpu", (world,))
-
-def network(kind=""):
-    torch.manual_seed(0)
-    n = 8 if kind.startswith("tensor parallel") else 7  # which divides evenly there, and unevenly where it may
-    net = torch.nn.Sequential(torch.nn.Linear(5, n), torch.nn.Tanh(), torch.nn.Linear(n, 3, bias=False))
-    return net.bfloat16() if kind.endswith("bfloat16") else net
-
-def sharded(kind):
-    net = network(kind)
-    if kind.startswith("tensor parallel"):
-        return parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    offload = {"offload_policy": CPUOffloadPolicy(pin_memory=False)} if kind.startswith("offload") else {}
-    return fully_shard(net, mesh=mesh, **offload)
-
-def batch(k):
-    torch.manual_seed(k)
-    return torch.randn(6, 5)
-
-def train(net, opt, first, last, plus=False):
-    for k in range(first, last):
-        opt.zero_grad()
-        loss = net(batch(k).to(next(net.parameters()).dtype)).square().sum()
-        loss.backward()
-        opt.step(*[lambda: 5.0 - k % 3] * plus)
-
-def full(t):
-    if isinstance(t, DTensor) and t.dtype == torch.int16:  # which gloo does not gather
-        return t.int().full_tensor().short()
-    return t.full_tensor() if isinstance(t, DTensor) else t
-
-def close(net, alone):
-    for p, q in zip(net.parameters(), alone.parameters()):
-        torch.testing.assert_close(full(p.detach()), q.detach(), rtol=2e-4, atol=1e-6)
-
-def end():
-    dist.barrier()
-    time.sleep(0.3)  # until the others are through the barrier too
-    os._exit(0)  # destroy_process_group aborts now and then, with torch.optim as well
-"""
-
-
-def on_ranks(script, tmp_path, world=2, *more):
-    """What each rank prints."""
-    store = tmp_path / f"store{len(list(tmp_path.iterdir()))}"
-    command = [sys.executable, "-W", "ignore", "-c", HEAD + script]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(r), str(world), str(store), str(tmp_path), *more], stdout=-1, stderr=-1, text=True
-        )
-        for r in range(world)
-    ]
+def on_ranks(program, tmp_path, *runs):
+    """What each rank prints in each run of a program: (number of ranks, further arguments)."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ranks.py"))]
+    asked = json.dumps([program, str(tmp_path), runs])
+    whole = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True, start_new_session=True)
     try:
-        told = [rank.communicate(timeout=200) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(out + err[-3000:] for out, err in told)
-    return [out.split("\n")[:-1] for out, _ in told]
+        told = whole.communicate(asked, timeout=400)
+    except BaseException:
+        os.killpg(whole.pid, signal.SIGKILL)
+        raise
+    files = {file.name: file.read_text() for file in sorted(tmp_path.glob("run*.*.???"))}
+    assert whole.returncode == 0, "\n".join([*told, *(f"{name}:\n{text[-3000:]}" for name, text in files.items())])
+    return [[files[f"run{n}.{rank}.out"].splitlines() for rank in range(run[0])] for n, run in enumerate(runs)]
 
 
 EVERY = """
@@ -130,13 +74,12 @@ for kind in ("fsdp", "offload", "tensor parallel"):
             for key, value in judge.state[q].items():
                 assert torch.equal(full(opt.state[p][key]), value), (kind, name, key)
         print(kind, name, flush=True)
-end()
 """
 
 
 def test_every_rule_on_two_ranks(tmp_path):
     """fully_shard, with offload and without, tensor parallelism: torch's numbers, state of torch's kind, our bits."""
-    told = on_ranks(EVERY, tmp_path)
+    (told,) = on_ranks(EVERY, tmp_path, (2,))
     kinds = ("fsdp", "offload", "tensor parallel")
     expected = [f"{kind} {name}" for kind in kinds for name in proptim.torch.__all__]
     assert told == [expected, expected]
@@ -169,20 +112,19 @@ for kind in ("fsdp bfloat16", "offload bfloat16", "tensor parallel bfloat16"):
             assert torch.equal(master(opt, p), part), (kind, name)
             assert type(opt.state[p]["master_lo"]) is (DTensor if isinstance(p, DTensor) else torch.Tensor)
         print(kind, name, flush=True)
-end()
 """
 
 
 def test_every_rule_in_bfloat16_on_two_ranks(tmp_path):
     """The low halves lie where the weights do, and both are the run of float32 on one process, bit for bit."""
-    told = on_ranks(HALVES, tmp_path)
+    (told,) = on_ranks(HALVES, tmp_path, (2,))
     kinds = ("fsdp bfloat16", "offload bfloat16", "tensor parallel bfloat16")
     expected = [f"{kind} {name}" for kind in kinds for name in proptim.torch.__all__]
     assert told == [expected, expected]
 
 
 CHECKPOINT = """
-part, flat = sys.argv[5], {"flatten_optimizer_state_dict": True}
+(part,), flat = more, {"flatten_optimizer_state_dict": True}
 cases = [("RMSprop", {"momentum": 0.5}), ("Rprop", {}), ("Rprop", {"variant": "irprop+"}),
          ("AdamW", {}), ("NAdam", {}), ("Lion", {}),
          ("SGD", {"kind": "fsdp bfloat16"}), ("Rprop", {"kind": "fsdp bfloat16", "state_dtype": "bfloat16"}),
@@ -242,15 +184,13 @@ for n, (name, given) in enumerate(cases):
         for p, q in zip(net.parameters(), alone.parameters()):
             assert torch.equal(full(p.detach()), q.detach()), name
         print(name, flags, flush=True)
-end()
 """
 
 
 def test_checkpoints_go_to_other_numbers_of_ranks(tmp_path):
     """Saved by torch.distributed.checkpoint on two ranks, flat and not, loaded on two, one and three."""
-    on_ranks(CHECKPOINT, tmp_path, 2, "save")
-    for world in (2, 1, 3):
-        told = on_ranks(CHECKPOINT, tmp_path, world, "load")
+    _, *loaded = on_ranks(CHECKPOINT, tmp_path, (2, "save"), (2, "load"), (1, "load"), (3, "load"))
+    for told in loaded:
         assert len(told[0]) == 20
 
 
@@ -313,7 +253,6 @@ opt.step()
 assert torch.equal(full(p.detach()), torch.full((4, 3), 0.9))
 
 # A gradient that is still to be summed is summed once in a step, whatever else a process does.
-from torch.distributed.tensor import Partial
 def partial(value=1.0):
     local = torch.ones(4, 3)
     local[0, 0] = value
@@ -346,7 +285,6 @@ except TypeError as error:
     print(str(error).partition(". ")[2], flush=True)
 
 # FSDP's first kind has no global norm to offer.
-from torch.distributed.fsdp import FullyShardedDataParallel
 for orig in (False, True):
     net = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=orig)
     opt = proptim.torch.SGD(net.parameters(), lr=0.1, clip_norm=1.0)
@@ -366,13 +304,12 @@ for orig in (False, True):
             print(str(error).partition(", and ")[2][:40], flush=True)
         setattr(opt, key, {"clip_norm": None, "nonfinite": "propagate"}[key])
     opt.step()
-end()
 """
 
 
 def test_norms_scalers_and_skips_on_two_ranks(tmp_path):
     """What looks at all gradients looks at those of all ranks."""
-    told = on_ranks(AROUND, tmp_path)
+    (told,) = on_ranks(AROUND, tmp_path, (2,))
     rprop = "It is a DTensor, which torch.optim.Rprop does not step"
     refused = [f"{key} asks for all of it; expected no such"[:40] for key in ("clip_norm", "clip_norm", "nonfinite")]
     assert told[0] == [
