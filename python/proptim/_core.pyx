@@ -1063,18 +1063,22 @@ cdef class Plan:
         if self.told is not None:
             self.told()
 
-    def reduce(self, Py_ssize_t only=-1):
-        """Sum of squares of all bound gradients (or one), and whether every one of them is finite."""
+    def reduce(self, among=None):
+        """Sum of squares of all bound gradients, or of those of some segments, and whether every one is finite."""
         cdef Py_ssize_t i, bound = 0
         cdef Py_buffer *view
-        for i in range(max(only, 0), self.count if only < 0 else only + 1):
+        if among is None:
+            among = range(self.count)
+        for i in among:
+            if not 0 <= i < self.count:
+                raise IndexError(i)
             view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
             if holds(view):
                 fill_view(&self.views[bound], view, self.segments[i].dtype,
                           self.segments[i].arrays[PROPTIM_GRADS].format)
                 bound += 1
         if self.tables is not None:
-            return self._reduce_with_tables(range(max(only, 0), self.count if only < 0 else only + 1), bound)
+            return self._reduce_with_tables(among, bound)
         return self._reduce(bound)
 
     cdef tuple _reduce(self, Py_ssize_t bound):

@@ -139,9 +139,9 @@ class Plan:
                     return i, at
         return None
 
-    def reduce(self, only: int = -1) -> tuple[float, bool]:
-        """Sum of squares of all bound gradients (or one), and whether all their elements are finite."""
-        segments = self.segments if only < 0 else self.segments[only : only + 1]
+    def reduce(self, among: Sequence[int] | None = None) -> tuple[float, bool]:
+        """Sum of squares of all bound gradients, or of those of some segments, and whether every one is finite."""
+        segments = self.segments if among is None else [self.segments[i] for i in among]
         return sum_of_squares([seen(s) for s in segments if s[1] is not None])
 
     def meets(self, low: int, high: int) -> bool:

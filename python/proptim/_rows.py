@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from proptim._arrays import Array, as_array, attribute, check_writable, name_of, real_view
-from proptim._formats import Stored, arithmetic, planes, widened
+from proptim._formats import Stored, arithmetic, first_nonfinite, numbers, planes, widened
 
 
 class Rows:
@@ -249,6 +249,16 @@ def no_row(rows: Rows, at: int, label: str, param: Array, param_label: str) -> V
     length = len(param)
     expected = f"0 to {length - 1}, a row of {param_label}" if length else f"none, for {param_label} has no rows"
     return ValueError(f"indices of {label} has {rows.indices[at]} at place {at}; expected {expected}")
+
+
+def told_nonfinite(grad: Array | Rows, label: str, real: np.dtype[Any]) -> str:
+    """Where a gradient is not finite, in words; empty if it is. Of rows, where the sum of those of a row is not."""
+    rows, seen = grad.summed(real) if isinstance(grad, Rows) else (None, grad)
+    at = first_nonfinite(seen, real)
+    if at is None:
+        return ""
+    where = at if rows is None else (int(rows[at[0]]), *at[1:])
+    return f"{label} is {numbers(seen[at], real)} at index {where}"
 
 
 def values_of(grad: Any) -> Array:

@@ -33,7 +33,7 @@ from proptim._arrays import (
     real_view,
     tell_torch,
 )
-from proptim._formats import Mastered, first_nonfinite, numbers, shown
+from proptim._formats import Mastered, shown
 from proptim._interrupts import Store, commit
 from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
 from proptim._parameters import (
@@ -51,7 +51,7 @@ from proptim._parameters import (
     state_arrays,
 )
 from proptim._prepared import Prepared, Settled, as_loss, as_norm, clip_factor, settle, settled, take_options
-from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, values_of
+from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told_nonfinite, values_of
 from proptim._storage import check_storage, first_plane, first_state
 from proptim.rule import Rule
 
@@ -777,7 +777,7 @@ class Stepper:
         elif prepared.blind:
             return prepared.scale, after
         else:
-            squares, finite = self.plan.reduce(only)
+            squares, finite = self.plan.reduce(None if only < 0 else (only,))
             norm = None if prepared.clip_norm is None else math.sqrt(squares)
         if not finite and prepared.nonfinite != "propagate":
             self._refuse(prepared, only, norm)
@@ -809,7 +809,7 @@ class Stepper:
 
     def _nonfinite(self, grads: list[tuple[Parameter, Any]], norm: float | None) -> str:
         """A message that says which gradient is not finite, or that the norm that the caller passed is not."""
-        found = filter(None, (_told_nonfinite(p, g) for p, g in grads))
+        found = filter(None, (told_nonfinite(g, p.grad_label, p.real) for p, g in grads))
         return f"{next(found, f'grad_norm is {norm}')}; expected finite gradients"
 
     # Clocks ------------------------------------------------------------------------------------------------------
@@ -856,13 +856,3 @@ class Stepper:
             return self.index[key]
         known = listed(self.index) if self.index else f"0 to {len(self.parameters) - 1}"
         raise ValueError(f"unknown parameter {key!r}; expected one of: {known}")
-
-
-def _told_nonfinite(p: Parameter, grad: Array | Rows) -> str:
-    """Where a gradient is not finite, in words; empty if it is. Of rows, where the sum of those of a row is not."""
-    rows, seen = (None, grad) if isinstance(grad, np.ndarray) else grad.summed(p.real)
-    at = first_nonfinite(seen, p.real)
-    if at is None:
-        return ""
-    where = at if rows is None else (int(rows[at[0]]), *at[1:])
-    return f"{p.grad_label} is {numbers(seen[at], p.real)} at index {where}"

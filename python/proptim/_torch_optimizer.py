@@ -12,10 +12,11 @@ import torch
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
-from proptim._formats import Steps, first_nonfinite, numbers
+from proptim._formats import Steps
 from proptim._options import SETTINGS, as_shown
 from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
+from proptim._rows import told_nonfinite
 from proptim._stepper import Tally
 from proptim._storage import MASTER_DTYPES, check_master, check_state_dtype, check_storage, check_storage_of
 from proptim._torch_plan import Bound, Member, Settled
@@ -35,7 +36,8 @@ from proptim._torch_tensors import (
     scalar,
     seen,
     unfit,
-    unfit_values,
+    unfit_gradient,
+    unfit_state,
 )
 from proptim.rule import Rule
 
@@ -235,7 +237,12 @@ class Door(torch.optim.Optimizer):
         seed = checked_seed(state_dict.get("seed", self.seed))
         params = [p for group in self.param_groups for p in group["params"]]
         keeping = self._keeping
-        hook = self.register_load_state_dict_pre_hook(lambda _, given: keeping.hold(params, given, cast))  # the last
+
+        def hold(_: Any, given: Any) -> Any:
+            self._check_saved_groups(given)
+            return keeping.hold(params, given, cast)
+
+        hook = self.register_load_state_dict_pre_hook(hold)  # the last
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -243,6 +250,22 @@ class Door(torch.optim.Optimizer):
         for p in params:
             keeping.write(p, self.state.get(p) or {})
         self.seed = seed
+
+    def _check_saved_groups(self, saved: Any) -> None:
+        """Raise ValueError for groups of a state_dict that are those of an optimizer of another class."""
+        expected = "expected the state of an optimizer of the same class"
+        groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
+        for i, (group, own) in enumerate(zip(groups or (), self.param_groups, strict=False)):
+            label, name = f"group {i} of state_dict", self._rule.__name__
+            if not isinstance(group, Mapping):
+                return  # torch says what is wrong
+            for key in group:
+                if key in Rule.known and key not in self._hyper and key not in own:
+                    raise ValueError(f"{label} has the hyperparameter {key!r}, unknown to {name}; {expected}")
+            for key, value in self._hyper.items():
+                # Without one that is 0, False or None by default it is off, as in a run of torch.optim.SparseAdam.
+                if value and not isinstance(value, bool) and key not in self._extras and key not in group:
+                    raise ValueError(f"{label} has no hyperparameter {key!r}; {expected}: {name}")
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: vars(self)[key] for key in ("_options", "_given")}
@@ -260,8 +283,9 @@ class Door(torch.optim.Optimizer):
         self._claim = _backend.new_claim(self.backend or _backend.backend())
         self._step_supports_amp_scaling = False
         for group in self.param_groups:
-            for key, value in self._given.items():
-                group.setdefault(key, value)
+            for key, value in {**self._hyper, **self._given}.items():
+                if key in self._given or key not in self._extras:
+                    group.setdefault(key, value)
 
     @property
     def skipped(self) -> int:
@@ -357,9 +381,10 @@ class Door(torch.optim.Optimizer):
                 self._zero(zeroed)
 
     def _zero(self, zeroed: list[Any]) -> None:
-        """Set gradients to zero."""
+        """Set gradients to zero; sparse ones have no rows then, so that the next ones are not added to zeros."""
         for grad in zeroed:
-            grad.detach().zero_()
+            with torch.no_grad():
+                grad.zero_()
             if grad.is_leaf:  # as zero_grad(set_to_none=False) of torch leaves it
                 grad.requires_grad_(False)
             elif not grad._is_view():
@@ -373,7 +398,8 @@ class Door(torch.optim.Optimizer):
             return as_loss(loss)
         # torch.distributed.checkpoint has a fresh optimizer make its state by a step with gradients of zero.
         clocks = [clock for clock in bound.clocks() if clock is not None]
-        if any(clock[0] for clock in clocks) or any(g.count_nonzero() for g in bound.grads if g is not None):
+        grads = [g._values() if g.is_sparse else g for g in bound.grads if g is not None]
+        if any(clock[0] for clock in clocks) or any(g.count_nonzero() for g in grads):
             raise ValueError("irprop+ compares losses; expected a closure that returns the loss: step(closure)")
         return math.inf
 
@@ -410,15 +436,17 @@ class Door(torch.optim.Optimizer):
         for place, p in places(self.param_groups):
             grad = taken.get(id(p), p.grad)
             if grad is not None and not unfit(p):
-                array, real = plain(grad, f"grads{place}"), np.dtype(ARITHMETIC[p.dtype])
-                if (at := first_nonfinite(array, real)) is not None:
-                    return f"grads{place} is {numbers(array[at], real)} at index {at}; expected finite gradients"
+                label = f"grads{place}"
+                if told := told_nonfinite(plain(grad, label), label, np.dtype(ARITHMETIC[p.dtype])):
+                    return f"{told}; expected finite gradients"
         return "a gradient of another process is not finite; expected finite gradients"
 
     def _zeroed(self) -> list[Any]:
         """The gradients that are to be set to zero."""
         for place, p in places(self.param_groups):
-            if p.grad is not None and torch._debug_has_internal_overlap(local(p.grad)) == 1:
+            if p.grad is None or p.grad.is_sparse:  # which only loses its rows
+                continue
+            if torch._debug_has_internal_overlap(local(p.grad)) == 1:
                 raise ValueError(
                     f"grads{place} has elements that share memory, and zero_grads=True writes them; expected a "
                     "gradient without: use .clone()"
@@ -536,7 +564,7 @@ class Door(torch.optim.Optimizer):
                 if g is not None:
                     foreign[i] = why
                     told += [] if is_fake(p) else [(place, why)]
-            elif why := unfit_values([g, *(self.state.get(p) or {}).values()]):
+            elif why := unfit_gradient(p, g) or unfit_state((self.state.get(p) or {}).values()):
                 every.append(None)
                 foreign[i] = why
                 told.append((place, f"has a gradient that {why}"))

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from proptim import _backend
-from proptim._arrays import Array, as_array, real_view
+from proptim._arrays import Array, as_array
 from proptim._formats import Steps
 from proptim._parameters import Parameter, check_gradients
+from proptim._rows import Rows, no_row, real_gradient
 from proptim._torch_tensors import (
     increment_version,
+    is_rows,
     is_spread,
     local,
     local_gradient,
     plain,
     shards,
     unfit,
-    unfit_values,
+    unfit_gradient,
 )
 
 
@@ -93,7 +94,7 @@ class Bound:
         self.places = self.find()
         self.contents: list[Any] = []
         self.grads: list[Any] = []
-        self.arrays: list[Array] = []
+        self.arrays: list[Array | Rows] = []
 
     def find(self) -> list[Any]:
         """The addresses of the arrays, and their layout if it may change."""
@@ -123,8 +124,8 @@ class Bound:
                 g is None or (m is None) == (i in self.foreign)
                 for i, (m, g) in enumerate(zip(self.every, grads, strict=True))
             )
-            and not unfit_values(g for m, g in zip(self.every, grads, strict=True) if m is not None)
-            and all(unfit(params[i]) or unfit_values([grads[i]]) == why for i, why in self.foreign.items())
+            and not any(unfit_gradient(p, g) for m, p, g in zip(self.every, params, grads, strict=True) if m)
+            and all(unfit(params[i]) or unfit_gradient(params[i], grads[i]) == why for i, why in self.foreign.items())
             and self.contents == self.list_state(state)
             and self.places == self.find()
         )
@@ -157,12 +158,13 @@ class Bound:
 
     def reduce(self) -> tuple[float, bool]:
         """Sum of squares of the gradients, those of all shards among them, and whether all elements are finite."""
-        arrays = [None if g is None else a for a, g in zip(self.arrays, self.grads, strict=True)]
+        there = [i for i, g in enumerate(self.grads) if g is not None]
         if not self.spread:
-            return _backend.sum_of_squares([a for a in arrays if a is not None])
+            found: tuple[float, bool] = self.plan.reduce(there)
+            return found
         totals: dict[Any, list[float]] = {}
-        for p, array in zip(self.given, arrays, strict=True):
-            squares, finite = _backend.sum_of_squares([] if array is None else [array])
+        for i, (p, g) in enumerate(zip(self.given, self.grads, strict=True)):
+            squares, finite = self.plan.reduce([] if g is None else [i])
             total = totals.setdefault(shards(p), [0.0, 0.0])
             total[0] += squares
             total[1] += not finite
@@ -181,12 +183,14 @@ class Bound:
         params = [p for group in groups for p in group["params"]]
         own = [(p, p.grad) for m, p in zip(self.every, params, strict=True) if m is not None]
         self.grads = [local_gradient(p, g) for p, g in own] if self.spread else [g for _, g in own]
+        sparse = any(g is not None and is_rows(p, g) for p, g in own)
         try:
-            arrays = [
+            arrays: list[Array | Rows] = [
                 idle if g is None else torch.view_as_real(g).numpy() if pairs else shown(g)
                 for idle, g, pairs in zip(self.idle, self.grads, self.pairs, strict=True)
+                if not sparse
             ]
-            if self.plan.offer(arrays, arrays):
+            if not sparse and self.plan.offer(arrays, arrays):
                 self.arrays = arrays
                 return
         except (TypeError, RuntimeError):
@@ -197,9 +201,13 @@ class Bound:
             if g is not None
         ]
         check_gradients(fresh, [], [m.parameter for m in self.members], zero=False, cast=self.casts)
-        found = {id(p): real_view(array) for p, array in fresh}
+        found = {id(p): real_gradient(array) for p, array in fresh}
         self.arrays = [found.get(id(m.parameter), m.idle) for m in self.members]
         self.plan.bind(self.arrays)
+        if (bad := self.plan.sort_rows()) is not None:
+            i, at = bad
+            p = self.members[i].parameter
+            raise no_row(self.arrays[i], at, p.grad_label, p.array, p.label)
 
     def step(self, row_of: list[int], rows: list[Any], clocks: list[Any], values: Any) -> None:
         """One step of the members with gradients, with these rows; then set their clocks.

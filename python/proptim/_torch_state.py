@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 
 from proptim._arrays import BFLOAT16, CONVERT, Array, as_array, name_of, real_view
 from proptim._formats import FLOAT32, FLOAT64, SIXTEEN, Mastered, Split, rounded, widened
+from proptim._registry import OPTIMIZERS
 from proptim._state import short
 from proptim._storage import dtype_of_plane, dtype_of_state, first_number, plane_like
-from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_values
+from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_state
 from proptim.rule import Rule
 
 MASTERS = {BFLOAT16: "master_lo", FLOAT32: "master"}
@@ -195,6 +196,19 @@ class Keeping:
                 if param == BFLOAT16:
                     kept[plane[0]] = tensor_of(p, Split(seen(p, "param"), seen(held, of(name))).load())
 
+    def check_names(self, own: Mapping[Any, Any], label: str) -> None:
+        """Raise ValueError for a saved state that is that of an optimizer of another class, or a part of one."""
+        expected = "expected the state of an optimizer of the same class"
+        for name in own:  # names that no optimizer has are the user's own, which torch.optim keeps too
+            if name not in {*self.shown, *self.rule.states, *self.rule.clock_start} and name in state_names():
+                raise ValueError(f"{label} has {name!r}, unknown to {self.rule.__name__}; {expected}")
+        arrays = {name for name in (*self.shown, *self.rule.states) if own.get(name) is not None}
+        if not arrays and own.get("step") is None:  # of a parameter that has made no step
+            return
+        for name in (*(self.shown if arrays <= {*self.shown} else self.rule.states), *self.counts):
+            if own.get(name) is None and self.rule.shown_from.get(name, name) not in self.rule.optional:
+                raise ValueError(f"{label} has no {name!r}; {expected}: {self.rule.__name__}")
+
     def hold(self, params: list[Any], state_dict: Any, cast: bool) -> Any:
         """A state_dict for `torch.optim.Optimizer.load_state_dict` to load as this optimizer keeps it."""
         try:
@@ -210,8 +224,11 @@ class Keeping:
             if not isinstance(own, Mapping):
                 continue
             label = partial("{1!r} in state {0} of state_dict".format, short(key))
-            own = state[key] = {n: tensor_from(a, label(n)) if isinstance(a, np.ndarray) else a for n, a in own.items()}
-            if unfit(p) or unfit_values(own.values()):
+            self.check_names(own, f"state {short(key)} of state_dict")
+            own = {n: tensor_from(a, label(n)) if isinstance(a, np.ndarray) else a for n, a in own.items()}
+            # torch.optim.SGD makes a sparse momentum_buffer of a sparse gradient.
+            own = state[key] = {n: a.to_dense() if n in ours and is_sparse(a) else a for n, a in own.items()}
+            if unfit(p) or unfit_state(own.values()):
                 continue
             here = {name: t.to(p.device) if isinstance(t, torch.Tensor) else t for name, t in own.items()}
             kept = self.kept(p, here, label, True, cast)
@@ -237,6 +254,18 @@ class Keeping:
             target, where, value = pair.stores(pair.master)[0]
             target[where] = value
             increment_version([p])
+
+
+@cache
+def state_names() -> frozenset[str]:
+    """The names of arrays and numbers in the states of all optimizers."""
+    rules = OPTIMIZERS.values()
+    return frozenset(name for rule in rules for name in (*rule.states, *rule.shown_from, *rule.clock_start))
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether this is a tensor in coordinate format."""
+    return isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo
 
 
 def release(own: dict[Any, Any]) -> None:

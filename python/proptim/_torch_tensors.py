@@ -13,6 +13,7 @@ import torch
 
 from proptim._arrays import BFLOAT16, Array, as_array
 from proptim._formats import FLOAT16, FLOAT32, FLOAT64, arithmetic
+from proptim._rows import Rows
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: FLOAT32,
@@ -120,12 +121,35 @@ def unfit(p: Any) -> str:
     return ""
 
 
-def unfit_values(values: Iterable[Any]) -> str:
-    """Why proptim cannot read these tensors, a gradient or state, of a parameter that it could step."""
+def unfit_state(values: Iterable[Any]) -> str:
+    """Why proptim cannot read these tensors, the state of a parameter that it could step; empty if it can."""
     for value in values:
         if isinstance(value, torch.Tensor) and value.layout != torch.strided:
             return f"has layout {value.layout}; expected a strided tensor: use .to_dense()"
     return ""
+
+
+def is_rows(p: Any, grad: Any) -> bool:
+    """Whether a gradient has only some rows of a parameter, as nn.Embedding(sparse=True) gives it."""
+    return bool(
+        grad.layout == torch.sparse_coo
+        and grad.sparse_dim() == 1
+        and grad.device.type == "cpu"
+        and not is_spread(grad)
+        and not is_spread(p)
+    )
+
+
+def unfit_gradient(p: Any, grad: Any) -> str:
+    """Why proptim cannot read the gradient of a parameter that it could step; empty if it can, or there is none."""
+    if grad is None or grad.layout == torch.strided or is_rows(p, grad):
+        return ""
+    if grad.layout == torch.sparse_coo and grad.sparse_dim() != 1:
+        return (
+            f"has {grad.sparse_dim()} sparse dimensions; expected 1, as nn.Embedding(sparse=True) gives it: use "
+            ".to_dense()"
+        )
+    return f"has layout {grad.layout}; expected a strided tensor: use .to_dense()"
 
 
 def places(groups: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -149,8 +173,11 @@ def room(part: Any, dtype: np.dtype[Any]) -> Any:
         return torch.empty_like(torch.view_as_real(part) if pairs else part, dtype=TENSORS[dtype])
 
 
-def plain(grad: Any, label: str) -> Any:
-    """A gradient of any kind as an array: a copy if it is lazily conjugated or negated."""
+def plain(grad: Any, label: str) -> Array | Rows:
+    """A gradient of any kind as an array or as rows: a copy if it is lazily conjugated or negated."""
+    if grad.layout == torch.sparse_coo:
+        indices, values = grad.detach()._indices(), grad.detach()._values()
+        return Rows.of(indices[0].numpy(), as_array(values.resolve_conj().resolve_neg(), f"values of {label}"))
     return as_array(grad.detach().resolve_conj().resolve_neg(), label)
 
 

@@ -257,7 +257,7 @@ class Look(NamedTuple):
         """Record parameter i before it is stepped with these coefficients of rule and stages."""
         p = stepper.parameters[i]
         weights = np.array(p.numbers(), order="C", subok=False)
-        squares, _ = stepper.plan.reduce(i)
+        squares, _ = stepper.plan.reduce((i,))
         turned = None
         if "step_word" in p.state:
             given, stages = real_gradient(stepper.plan.grads[i]), numbers[len(stepper.rule.coef_names) :]

@@ -76,7 +76,7 @@ class _Plan(_numpy.Plan):
         for runs, plan in zip(self.exchange.mine, self.plans, strict=True):
             plan.assign([self.row_of[run.i] for run in runs], clocks)
 
-    def reduce(self, only: int = -1) -> tuple[float, bool]:
+    def reduce(self, among: Sequence[int] | None = None) -> tuple[float, bool]:
         """Sum of squares of the added gradients of all ranks, and whether all are finite."""
         exchange, stepper = self.exchange, self.stepper
         with exchange.team.committed():

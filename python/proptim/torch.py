@@ -143,7 +143,8 @@ Parameters
 ----------
 params : iterable of tensors, of (name, tensor) or of group dicts
     As in torch.optim. Tensors of bfloat16, float16, float32, float64, complex64 or complex128 in CPU memory, with any
-    strides, and DTensors of those. Others are stepped by torch's own class, if it can; see `fallback`.
+    strides, and DTensors of those. Others are stepped by torch's own class, if it can; see `fallback`. Of a sparse
+    gradient with one sparse dimension, as ``nn.Embedding(sparse=True)`` gives it, the rows that it has are stepped.
 {names}
     As in {origin}, with its defaults.
 {more}clip_norm : float, optional
@@ -157,7 +158,7 @@ nonfinite : {{"propagate", "skip", "raise"}}, default "propagate"
 max_skips : int, optional
     With "skip", raise after this many skips in a row.
 zero_grads : bool, default False
-    Set the gradients to zero after the step, also after a skipped one.
+    Set the gradients to zero after the step, also after a skipped one; sparse ones have no rows then.
 flush_denormals : bool, default False
     Set subnormal numbers in the state to zero after the step.
 master : {{"split", "float32", None}}, optional
@@ -185,7 +186,8 @@ backend : {{"c", "numba", "numpy"}}, optional
     Default `proptim.backend()`.
 fallback : {{"warn", "torch", "error"}}, default "warn"
     What to do about parameters that proptim cannot step, on other devices or without memory of their own, and about
-    sparse gradients: let torch's own class step them, with one warning or without, or raise TypeError.
+    gradients with several sparse dimensions: let torch's own class step them, with one warning or without, or raise
+    TypeError.
 
 Attributes
 ----------
