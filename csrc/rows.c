@@ -72,6 +72,13 @@ size_t proptim_rows_sort(proptim_table *table, const int64_t *indices, size_t *s
     return count;
 }
 
+/* Prefetch every cache line of some bytes, which need not begin at one: arrays of NumPy begin 16 bytes after one. */
+static void prefetch(const char *begin, size_t bytes)
+{
+    const char *const end = begin + bytes;
+    for (begin -= (size_t)begin % LINE; begin < end; begin += LINE) PREFETCH(begin);
+}
+
 /* Elements --------------------------------------------------------------------------------------------------------- */
 
 /* The elements of one row among begin .. begin + n of all rows. */
@@ -126,8 +133,7 @@ void proptim_rows_prefetch(const proptim_table *table, const struct proptim_ahea
     const struct entry entry = ((const struct entry *)table->entries)[table->starts[d]];
     for (int i = 0; i < ahead->count; i++) {
         const ptrdiff_t row = (ptrdiff_t)(ahead->planes[i].values ? entry.at : entry.row);
-        const char *const begin = ahead->planes[i].first + row * ahead->planes[i].stride;
-        for (size_t at = 0; at < ahead->planes[i].bytes; at += LINE) PREFETCH(begin + at);
+        prefetch(ahead->planes[i].first + row * ahead->planes[i].stride, ahead->planes[i].bytes);
     }
 }
 
@@ -161,8 +167,7 @@ static void load(const proptim_isa *isa, const proptim_table *table, size_t at, 
 /* Have a piece of a row of the values, taken for dense floats, read into the caches: repeated rows lie anywhere. */
 static void prefetch_values(const proptim_table *table, size_t at, struct piece piece)
 {
-    const char *const begin = proptim_row_at(table, PROPTIM_GRADS, 0, at) + piece.from * sizeof(float);
-    for (size_t byte = 0; byte < piece.size * sizeof(float); byte += LINE) PREFETCH(begin + byte);
+    prefetch(proptim_row_at(table, PROPTIM_GRADS, 0, at) + piece.from * sizeof(float), piece.size * sizeof(float));
 }
 
 void proptim_rows_sums(const proptim_isa *isa, const proptim_table *table, size_t begin, size_t n, void *dense)

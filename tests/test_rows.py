@@ -316,6 +316,33 @@ def test_messages_of_arrays_that_become_others(backend):
     assert (table == 1).all()
 
 
+@pytest.mark.parametrize("kind", ["bound", "fresh"])
+def test_a_refused_step_keeps_the_gradients(backend, kind):
+    """Of the step before, also after steps that needed no checks; the next step is as if nothing had been."""
+    table, other = np.zeros((4, 2)), np.zeros(3)
+    good = [proptim.Rows(np.array([1]), np.ones((1, 2))), np.ones(3)]
+    opt = proptim.SGD([table, other], lr=1.0)
+    for _ in range(3):
+        opt.step(good)
+    bad = {
+        "indices of grads[0] has 4 at place 1; expected 0 to 3, a row of params[0]": ([0, 4], np.ones((2, 2))),
+        f"grads[0] and params[0] {SHARED}": ([0], table[2:3]),
+        "values of grads[0] has shape (1, 3); expected (1, 2), a row of params[0] for each of indices": (
+            [0],
+            np.ones((1, 3)),
+        ),
+    }
+    for message, (indices, values) in bad.items():
+        with pytest.raises(ValueError, match=exactly(message)):
+            opt.step([proptim.Rows(indices, values), np.full(3, 7.0)])
+        opt.step() if kind == "bound" else opt.step(good)
+    assert table.tolist() == [[0, 0], [-6, -6], [0, 0], [0, 0]]
+    assert other.tolist() == [-6, -6, -6]
+    opt.step([np.ones((4, 2)), np.ones(3)])
+    opt.step(good)
+    assert table.tolist() == [[-1, -1], [-8, -8], [-1, -1], [-1, -1]]
+
+
 def test_step_param(backend):
     tables = [np.ones((4, 2)), np.ones((4, 2))]
     opts = [proptim.Adam({"t": table}, lr=0.1) for table in tables]

@@ -357,6 +357,7 @@ cdef class Plan:
     cdef uint64_t *firsts           # index, in the whole parameter, of the first element of each segment
     cdef size_t *layouts            # memory for shape and strides of all segments
     cdef list tables                # of each segment whose gradient is of rows, None for others; None before the first
+    cdef list fresh_tables          # new ones that are not bound yet; None if there are none
     cdef list rooms                 # for sorting the indices of each
     cdef proptim_table *sparse      # those that are stepped
     cdef double *partials
@@ -556,6 +557,51 @@ cdef class Plan:
                     s.arrays[j].strides[1][d] = second[j].strides[d]
         proptim_layout(s)
 
+    cdef int _form_of(self, Py_ssize_t i, object kind) except -2:
+        """The format of a gradient of this dtype of segment i, bfloat16 as its bits; -1 if it needs a closer look."""
+        cdef bint single = self.segments[i].dtype == PROPTIM_F32
+        # Compare dtypes by identity: NumPy takes half a microsecond to make the format string of a buffer.
+        if kind is (FLOAT32 if single else FLOAT64):
+            return PROPTIM_PLAIN
+        if kind is FLOAT16:
+            return PROPTIM_F16
+        if kind is FLOAT32:
+            return PROPTIM_FLOAT32
+        if kind is FLOAT64 and self.casts:
+            return PROPTIM_FLOAT64
+        return PROPTIM_BF16 if kind is BITS else -1
+
+    cdef object _evident_rows(self, Py_ssize_t i, object rows):
+        """Put a table of rows that fit segment i and overlap no written array into `fresh_tables`.
+
+        Returns them as views of their own, or None if they need a closer look.
+        """
+        cdef Table table
+        cdef object indices = rows.indices, values = rows.values
+        cdef size_t low, high
+        cdef int d
+        if type(indices) is not NDARRAY or type(values) is not NDARRAY or indices.ndim != 1:
+            return None
+        if indices.dtype.kind not in "iu" or self._form_of(i, values.dtype) < 0:
+            return None
+        rows = Rows.of(indices[...], values[...])
+        try:
+            table = self._table(i, rows)
+        except ValueError:
+            return None
+        low = high = <size_t>table.values.buf
+        for d in range(table.values.ndim):
+            if table.values.strides[d] < 0:
+                low += (table.values.shape[d] - 1) * table.values.strides[d]
+            else:
+                high += (table.values.shape[d] - 1) * table.values.strides[d]
+        if table.values.len and self._meets(low, high + table.values.itemsize):
+            return None
+        if self.fresh_tables is None:
+            self.fresh_tables = [None] * self.count
+        self.fresh_tables[i] = table
+        return rows
+
     cdef object _evident(self, Py_ssize_t i, object grad, bint handed):
         """Take the buffer of a NumPy array whose dtype and shape fit segment i and that overlaps no written array.
 
@@ -564,29 +610,18 @@ cdef class Plan:
         """
         cdef Py_buffer *param = &self.buffers[i * PROPTIM_MAX_ARRAYS]
         cdef Py_buffer *fresh = &self.fresh[i]
-        cdef bint single = self.segments[i].dtype == PROPTIM_F32
         cdef size_t low, high
-        cdef int d
+        cdef int d, form
         if type(grad) is not NDARRAY:
             return None
-        # Compare dtypes by identity: NumPy takes half a microsecond to make the format string of a buffer.
-        kind = grad.dtype
-        if kind is (FLOAT32 if single else FLOAT64):
-            self.fresh_formats[i] = PROPTIM_PLAIN
-        elif kind is FLOAT16:
-            self.fresh_formats[i] = PROPTIM_F16
-        elif kind is FLOAT32:
-            self.fresh_formats[i] = PROPTIM_FLOAT32
-        elif kind is FLOAT64:
-            if not self.casts:
-                return None
-            self.fresh_formats[i] = PROPTIM_FLOAT64
-        else:
-            if handed and is_bfloat16(kind):
-                grad = grad.view(BITS)
-            elif handed or kind is not BITS:
-                return None
-            self.fresh_formats[i] = PROPTIM_BF16
+        if handed and is_bfloat16(grad.dtype):
+            grad = grad.view(BITS)
+        elif handed and grad.dtype is BITS:
+            return None
+        form = self._form_of(i, grad.dtype)
+        if form < 0:
+            return None
+        self.fresh_formats[i] = form
         PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES)
         if fresh.ndim != param.ndim:
             return None
@@ -620,9 +655,10 @@ cdef class Plan:
 
         A gradient can replace only a gradient, and None only None. `given`: the gradients as the user passed them.
         """
-        return self._offer(grads.copy(), given)
+        return self._offer(grads.copy(), given, False)
 
-    cdef bint _offer(self, list grads, list given) except -1:
+    cdef bint _offer(self, list grads, list given, bint sorts) except -1:
+        """`offer`, where `grads` is kept; with `sorts` it also takes the indices of rows, which have to be good."""
         cdef Py_ssize_t i
         cdef list handed = given
         if len(grads) != self.count or not self.disjoint:
@@ -632,17 +668,19 @@ cdef class Plan:
                 grad = grads[i]
                 if not self._fits(i, grads, given is None):
                     return False
-                if grads[i] is not grad:
+                if given is None and grads[i] is not grad:
                     if handed is None:
                         handed = grads.copy()
                     handed[i] = grad
+            if sorts and not self._sort_fresh():
+                return False
             for i in range(self.count):
-                if holds(&self.fresh[i]):
-                    self._accept(i, &self.fresh[i])
+                self._accept_fresh(i)
             self.grads = grads
             self.given = grads if handed is None else handed
             return True
         finally:
+            self.fresh_tables = None
             self._drop_fresh()
 
     def offer_one(self, Py_ssize_t i, grad, given=None):
@@ -651,20 +689,40 @@ cdef class Plan:
         if not 0 <= i < self.count or not self.disjoint or grad is None:
             return False
         try:
-            if holds(&self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]):
+            if self._has_gradient(i):
                 if not self._fits(i, seen, given is None, 0):
                     return False
             else:
-                seen[0] = self._evident(i, grad, given is None)
+                seen[0] = self._evident_rows(i, grad) if type(grad) is Rows else self._evident(i, grad, given is None)
                 if seen[0] is None:
                     return False
-            if holds(&self.fresh[i]):
-                self._accept(i, &self.fresh[i])
+            self._accept_fresh(i)
             self._note_one(i, grad if given is None else given, seen[0])
             return True
         finally:
+            self.fresh_tables = None
             if holds(&self.fresh[i]):
                 PyBuffer_Release(&self.fresh[i])
+
+    cdef bint _has_gradient(self, Py_ssize_t i):
+        """Whether a gradient is bound to segment i, an array or rows."""
+        if holds(&self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]):
+            return True
+        return self.tables is not None and self.tables[i] is not None
+
+    cdef bint _sort_fresh(self) except -1:
+        """Take the indices of all rows, those of `fresh_tables` instead of `tables`; whether they are good."""
+        cdef Py_ssize_t i
+        cdef Table table
+        if self.tables is None:
+            return True
+        for i in range(self.count):
+            table = None if self.fresh_tables is None else self.fresh_tables[i]
+            if table is None and not holds(&self.fresh[i]):
+                table = self.tables[i]
+            if table is not None and table.sort() < <Py_ssize_t>table.c.count:
+                return False
+        return True
 
     cdef int _note_one(self, Py_ssize_t i, given, grad) except -1:
         if self.given is self.grads and given is not grad:
@@ -684,19 +742,27 @@ cdef class Plan:
             at = i
         grad = grads[at]
         if grad is None:
-            return not holds(view) and (self.tables is None or self.tables[i] is None)
+            return not self._has_gradient(i)
         if holds_this(view, grad):
             return True
-        if not holds(view):
+        if not self._has_gradient(i):
             return False
-        if handed and type(grad) is NDARRAY and grad is self.given[i]:
+        if handed and (type(grad) is NDARRAY or type(grad) is Rows) and grad is self.given[i]:
             grads[at] = self.grads[i]
             return True
-        seen = self._evident(i, grad, handed)
+        seen = self._evident_rows(i, grad) if type(grad) is Rows else self._evident(i, grad, handed)
         if seen is None:
             return False
         grads[at] = seen
         return True
+
+    cdef void _accept_fresh(self, Py_ssize_t i):
+        """Make what `_fits` has found the gradient of segment i."""
+        cdef object table = None if self.fresh_tables is None else self.fresh_tables[i]
+        if table is not None or holds(&self.fresh[i]):
+            self._accept(i, &self.fresh[i])
+        if table is not None:
+            self.tables[i] = table
 
     cdef void _accept(self, Py_ssize_t i, Py_buffer *fresh):
         """Make the buffer the gradient of segment i."""
@@ -950,7 +1016,7 @@ cdef class Plan:
                 clocks = self._advance()  # runs Python code that may raise, so it comes before any change
                 if clocks is None or self.changes.now is not self.stamp:
                     return False
-            if grads is not None and not self._offer((<list>grads).copy(), None):
+            if not (self._sort_fresh() if grads is None else self._offer((<list>grads).copy(), None, True)):
                 return False
             for i in range(self.n_rows):
                 self.rows[i].step += 1

@@ -626,7 +626,7 @@ class Stepper:
             watch.keep(looks)
         active = [h for h in values if h is not None]
         repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
-        if repeats and not any(isinstance(g, Rows) for g in plan.grads):  # whose indices are looked at in every step
+        if repeats and not any(isinstance(a, Rows) and moves(g) for g, a in zip(plan.given, plan.grads, strict=True)):
             homes = [(p.given, p.home) for p in self.tensors]
             moving = [(g, home) for g in plan.given if (home := home_of(g)) is not None]
             steady = all(map(self.rule.steady, active))

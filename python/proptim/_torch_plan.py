@@ -15,7 +15,6 @@ from proptim._parameters import Parameter, check_gradients
 from proptim._rows import Rows, no_row, real_gradient
 from proptim._torch_tensors import (
     increment_version,
-    is_rows,
     is_spread,
     local,
     local_gradient,
@@ -58,8 +57,10 @@ class Member:
     """What the plan holds instead of a gradient between steps, so that it keeps no gradient alive."""
 
 
-def shown(grad: Any) -> Array:
-    """A gradient as an array; TypeError or RuntimeError for what NumPy cannot show as it is."""
+def shown(grad: Any) -> Array | Rows:
+    """A gradient as an array or rows; TypeError or RuntimeError for what NumPy cannot show as it is."""
+    if grad.is_sparse:
+        return Rows.of(grad._indices()[0].numpy(), shown(grad._values()))  # type: ignore[arg-type]
     return as_array(grad, "grad") if grad.dtype == torch.bfloat16 else grad.numpy()
 
 
@@ -183,18 +184,29 @@ class Bound:
         params = [p for group in groups for p in group["params"]]
         own = [(p, p.grad) for m, p in zip(self.every, params, strict=True) if m is not None]
         self.grads = [local_gradient(p, g) for p, g in own] if self.spread else [g for _, g in own]
-        sparse = any(g is not None and is_rows(p, g) for p, g in own)
+        if not self._offer():
+            self._look_closer()
+        if (bad := self.plan.sort_rows()) is not None:
+            i, at = bad
+            p = self.members[i].parameter
+            raise no_row(self.arrays[i], at, p.grad_label, p.array, p.label)
+
+    def _offer(self) -> bool:
+        """Bind the gradients if a quick check shows that they fit."""
         try:
-            arrays: list[Array | Rows] = [
-                idle if g is None else torch.view_as_real(g).numpy() if pairs else shown(g)
+            arrays = [
+                idle if g is None else torch.view_as_real(g).numpy() if pairs and not g.is_sparse else shown(g)
                 for idle, g, pairs in zip(self.idle, self.grads, self.pairs, strict=True)
-                if not sparse
             ]
-            if not sparse and self.plan.offer(arrays, arrays):
-                self.arrays = arrays
-                return
         except (TypeError, RuntimeError):
-            pass  # what NumPy cannot show as it is gets a closer look too
+            return False  # what NumPy cannot show as it is gets a closer look too
+        if not self.plan.offer(arrays, arrays):
+            return False
+        self.arrays = arrays
+        return True
+
+    def _look_closer(self) -> None:
+        """Bind the gradients, or raise for one that does not fit."""
         fresh = [
             (m.parameter, plain(g, m.parameter.grad_label))
             for m, g in zip(self.members, self.grads, strict=True)
@@ -204,10 +216,6 @@ class Bound:
         found = {id(p): real_gradient(array) for p, array in fresh}
         self.arrays = [found.get(id(m.parameter), m.idle) for m in self.members]
         self.plan.bind(self.arrays)
-        if (bad := self.plan.sort_rows()) is not None:
-            i, at = bad
-            p = self.members[i].parameter
-            raise no_row(self.arrays[i], at, p.grad_label, p.array, p.label)
 
     def step(self, row_of: list[int], rows: list[Any], clocks: list[Any], values: Any) -> None:
         """One step of the members with gradients, with these rows; then set their clocks.
