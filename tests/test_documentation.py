@@ -26,7 +26,18 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "start", "migrate", "embed/arrays", "embed/loops", "embed/scipy", "embed/sklearn", "embed/torch"]
+    "page",
+    [
+        "index",
+        "start",
+        "migrate",
+        "embed/arrays",
+        "embed/loops",
+        "embed/offload",
+        "embed/scipy",
+        "embed/sklearn",
+        "embed/torch",
+    ],
 )
 def test_examples(page, tmp_path, monkeypatch, capsys):
     """The Python blocks of a page run one after the other, and print what stands in the text block right after them."""

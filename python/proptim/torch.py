@@ -2,7 +2,8 @@
 
 ``proptim.torch.RMSprop`` is a subclass of ``torch.optim.RMSprop``: arguments and their checks, parameter groups, hooks,
 saving and loading are torch's own code; only `step` is proptim's. A rule that torch does not have, such as Lion, gets a
-class in the same manner. ``torch.pyi`` has their signatures for type checkers and editors.
+class in the same manner. `Offload` steps the parameters of another device by one of them. ``torch.pyi`` has their
+signatures for type checkers and editors.
 
 >>> import torch, proptim.torch
 >>> model = torch.nn.Linear(3, 1)
@@ -32,6 +33,7 @@ except ModuleNotFoundError as error:
         "proptim.torch needs PyTorch, which is not installed: pip install 'proptim[torch]'", name="torch"
     ) from error
 
+from proptim._torch_offload import Offload as Offload
 from proptim._torch_optimizer import OPTIONS, Door
 
 DEFAULTS: dict[str, dict[str, Any]] = {"rprop": {"variant": "irprop-"}}

@@ -1,0 +1,715 @@
+"""`Offload`: parameters on one device, their masters and state on the CPU, where a thread steps them during backward.
+
+A gradient leaves `p.grad` as soon as it is complete. It is copied into a buffer on the CPU, beside the weight, and a
+thread steps it there while backward goes on with other parameters. Weights are written back by `step` alone: until then
+autograd may still read them, for another backward through the same graph, or to compute a checkpointed layer again.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from proptim import _backend
+from proptim._arrays import as_array, check_disjoint
+from proptim._parameters import did_you_mean, near
+from proptim._stepper import Tally
+from proptim._torch_optimizer import Door
+from proptim._torch_tensors import DTYPES, is_spread, places
+
+STREAMED = ("cuda", "xpu")
+"""Types of devices that copy from and to pinned memory while they compute; copies of others are waited for."""
+LEFT_OUT = {
+    "zero_grads": "p.grad is None after a step",
+    "fallback": "what proptim cannot step is an error here",
+}
+"""Options of the optimizers that Offload does not take, and why."""
+PLACES = ("params", "param_names")
+"""Keys of a parameter group that are no hyperparameters."""
+
+
+class Lane:
+    """The way from a device to the CPU: a stream beside that on which the device computes, if it has streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.module: Any = torch.get_device_module(device) if device.type in STREAMED else None
+        self.stream: Any = None if self.module is None else self.module.Stream(device=device)
+
+    def read(self, pairs: list[tuple[Any, Any]]) -> Callable[[], None]:
+        """Begin to copy tensors, (to, from); what it returns ends that, and may be called by another thread.
+
+        Without a stream nothing begins before.
+        """
+        if self.module is None:
+            return partial(copy_all, pairs)
+        self.stream.wait_stream(self.module.current_stream(self.device))
+        with self.module.stream(self.stream):
+            copy_all(pairs, True)
+        for _, source in pairs:
+            source.record_stream(self.stream)  # a gradient's memory may be given away before it has been copied
+        end: Callable[[], None] = self.stream.record_event().synchronize
+        return end
+
+    def rest(self) -> None:
+        """Wait until what has been written to the device is there."""
+        if self.module is not None:
+            self.module.current_stream(self.device).synchronize()
+
+
+def copy_all(pairs: list[tuple[Any, Any]], non_blocking: bool = False) -> None:
+    """Copy tensors, (to, from)."""
+    with torch.no_grad():
+        for target, source in pairs:
+            target.copy_(source, non_blocking=non_blocking)
+
+
+def buffer_for(p: Any, dtype: torch.dtype) -> Any:
+    """A tensor on the CPU, laid out like a parameter, which its device can copy to by itself."""
+    pinned = p.device.type in STREAMED
+    return torch.empty_like(p, dtype=dtype, device="cpu", pin_memory=pinned, requires_grad=False)
+
+
+class Crew:
+    """A thread that steps parameters in the order in which they are handed to it, until one fails."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        """What the first step that failed has raised. No step is made until it has been told."""
+        self._hire()
+
+    def _hire(self) -> None:
+        self.last: Future[None] | None = None
+        self.process = os.getpid()
+        self.pool = ThreadPoolExecutor(1, "proptim-offload")
+
+    def _stay(self) -> None:
+        """Begin anew in a child process, where the thread does not exist."""
+        if self.process == os.getpid():
+            return
+        if self.last is not None and not self.last.done():
+            raise RuntimeError(
+                "the process was forked while Offload stepped parameters, and the step of some has ended in the parent "
+                "alone; expected a fork between step() and backward"
+            )
+        self._hire()
+
+    def hand(self, job: Callable[[], None]) -> None:
+        """Have the thread run this as well."""
+        self._stay()
+        self.last = self.pool.submit(job)
+
+    def wait(self) -> None:
+        """Return when the thread has nothing left to do."""
+        self._stay()
+        while (last := self.last) is not None:
+            last.result()
+            if last is self.last:
+                self.last = None
+
+
+class Slot:
+    """A parameter, its copy on the CPU, and its gradient on the way to a step."""
+
+    def __init__(self, label: str, p: Any, home: int) -> None:
+        self.label, self.p, self.home = label, p, home
+        if is_spread(p):
+            raise TypeError(
+                f"{label} is a DTensor; expected a plain tensor: fully_shard has CPUOffloadPolicy, with which the "
+                "optimizers of proptim.torch step on the CPU themselves"
+            )
+        if p.device.type == "meta" or p.layout != torch.strided:
+            kind = "on the meta device" if p.device.type == "meta" else f"of layout {p.layout}"
+            raise TypeError(f"{label} is {kind}; expected a strided tensor with memory")
+        host = buffer_for(p, p.dtype)
+        copy_all([(host, p)])
+        self.host = torch.nn.Parameter(host, requires_grad=p.requires_grad)
+        """What is stepped. Between two steps only its memory is used, for weights are read again at each."""
+        self.stepper: Any = None
+        """An optimizer of this parameter alone."""
+        self.buffer: Any = None
+        self.grad: Any = None
+        """The gradient on the CPU, while there is one to step."""
+        self.end: Callable[[], None] | None = None
+        """What waits until gradient and weight are on the CPU, as long as nothing has."""
+        self.version = 0
+        self.arrivals = 0
+        """Backward passes that have given a gradient since the last step."""
+        self.given = False
+        """Whether it has been handed to the thread since the last step."""
+
+    def take(self, lane: Callable[[torch.device], Lane]) -> None:
+        """Begin to copy gradient and weight to the CPU."""
+        p, host = self.p, self.host
+        if p.shape != host.shape or p.dtype != host.dtype:
+            raise TypeError(
+                f"{self.label} is {p.dtype} of shape {tuple(p.shape)}; expected {host.dtype} of shape "
+                f"{tuple(host.shape)}, as Offload was given it: make a new one, and load the state_dict of this"
+            )
+        grad, pairs = p.grad.detach(), [(host, p.detach())]
+        if grad.layout != torch.strided:
+            self.grad = grad.to("cpu", copy=True)
+        else:
+            if self.buffer is None or self.buffer.dtype != grad.dtype:
+                self.buffer = buffer_for(p, grad.dtype)
+            self.grad = self.buffer
+            pairs.append((self.grad, grad))
+        self.end = lane(p.device).read(pairs)
+
+    def await_copies(self) -> None:
+        """Wait for what `take` has begun."""
+        if self.end is not None:
+            self.end()
+            self.end = None
+
+    def arrive(self) -> None:
+        """Wait for what `take` has begun, and give the copy of the weight the gradient."""
+        self.await_copies()
+        if self.grad.dtype != getattr(self.host, "grad_dtype", self.grad.dtype):  # torch 2.10 or later
+            self.host.grad_dtype = self.grad.dtype
+        self.host.grad = self.grad
+        self.version = self.host._version
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the copy has been stepped since its gradient arrived: each step adds to its version."""
+        return self.grad is not None and self.end is None and self.host._version != self.version
+
+    def leave(self) -> None:
+        """Forget the gradient."""
+        self.host.grad = self.grad = None
+        self.end, self.given, self.arrivals = None, False, 0
+
+    def put_back(self) -> None:
+        """Have the gradient in `p.grad` again, since it has not been stepped."""
+        self.await_copies()
+        with torch.no_grad():
+            grad = self.grad.to(self.p.device, copy=True)
+            self.p.grad = grad if self.p.grad is None else self.p.grad + grad
+        self.leave()
+
+
+class Round(NamedTuple):
+    """What the steps of one round are made with."""
+
+    waits: bool
+    """Whether no parameter can be stepped before all gradients are there."""
+    groups: list[dict[str, Any]]
+    """The hyperparameters of each group."""
+    options: dict[str, Any]
+
+
+class Passed:
+    """An option or attribute of the optimizer on the CPU, shown as an attribute of the whole."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, offload: Any, owner: type | None = None) -> Any:
+        return self if offload is None else getattr(offload._inner, self.name)
+
+    def __set__(self, offload: Any, value: Any) -> None:
+        setattr(offload._inner, self.name, value)
+
+
+class Offload(torch.optim.Optimizer):
+    """An optimizer of `proptim.torch` on the CPU, for parameters on another device, which steps during backward.
+
+    Masters and state are kept on the CPU. A hook takes each gradient out of ``p.grad`` as soon as backward has
+    completed it, and a thread steps that parameter while backward goes on. `step` waits for the thread and writes the
+    new weights. A run has the bits of `cls` with the same gradients.
+
+    Experimental on devices: it is tested with parameters on the CPU. Copies to and from CUDA and XPU devices, which use
+    a stream of their own and pinned memory, were not tried on any.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) or of group dicts
+        As in torch.optim. Tensors of bfloat16, float16, float32, float64, complex64 or complex128, on any device; no
+        DTensors.
+    cls : class or str
+        A class of `proptim.torch`, or its name: ``proptim.torch.AdamW`` or "AdamW".
+    master : {"split", "float32"}, default "split"
+        How the float32 values of parameters of 16 bits are kept. "split" keeps the lower halves of bfloat16 parameters,
+        2 bytes per weight; for float16 it means "float32", which keeps 4.
+    clip_norm : float, optional
+        Scale all gradients so that their norm is at most this. The step then waits for the last gradient, as below.
+    accumulate : int, default 1
+        The number of backward passes whose gradients are added before a step. `step` before the last of them changes
+        nothing, so it may be called after each, or once after all.
+    **options
+        Hyperparameters and options of `cls`, all but `zero_grads` and `fallback`.
+
+    Attributes
+    ----------
+    state : dict
+        Parameter -> its state, of tensors on the CPU; as in `cls`.
+    accumulate : int
+        The argument; it can be set between steps.
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals
+        The options, which can be set between steps.
+    master, state_dtype, cast_grads, threads, backend
+        The options as given.
+    grad_norm, skipped
+        As in `cls`.
+
+    Raises
+    ------
+    ValueError
+        For a hyperparameter or option out of range, and for parameters that share memory.
+    TypeError
+        For a `cls` that is none of `proptim.torch`, and for parameters that it cannot step.
+    RuntimeError
+        From backward, for a second gradient of a parameter that has been stepped since `step` was last called; from
+        GradScaler without `clip_norm`; from `step`, for hyperparameters that were changed after the first gradient of a
+        round was stepped; from `state_dict` between backward and `step`.
+
+    Examples
+    --------
+    >>> import torch, proptim.torch
+    >>> model = torch.nn.Linear(3, 1).bfloat16()
+    >>> opt = proptim.torch.Offload(model.parameters(), "AdamW", lr=0.25)
+    >>> model(torch.ones(2, 3).bfloat16()).square().mean().backward()
+    >>> model.weight.grad is None  # it has been taken
+    True
+    >>> opt.step()
+    >>> {name: str(value.dtype) for name, value in opt.state[model.bias].items()}["master_lo"]
+    'torch.int16'
+
+    Notes
+    -----
+    The step waits for all gradients, which then stay in ``p.grad`` until `step` takes them: with `clip_norm`, with
+    ``nonfinite="skip"`` or "raise", with the variant "irprop+" of Rprop, which needs ``step(closure)``, and if
+    torch.distributed has several processes, which may add their gradients after the hooks have run.
+    ``clip_norm=math.inf`` clips nothing and waits.
+
+    A gradient that is written to ``p.grad`` by hand is stepped by `step`. After it ``p.grad`` is None. Parameters
+    without gradient are not stepped.
+
+    If the thread raises an exception, `step` or `synchronize` raises it. What was stepped before is kept and written,
+    all other weights and their state are as they were, and their gradients are in ``p.grad`` again, for another `step`.
+
+    torch.optim has no counterpart; `CPUOffloadOptimizer` of torchao wraps optimizers of torch in a similar way.
+    """
+
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals = (Passed() for _ in range(5))
+    state_dtype, cast_grads, threads, backend, grad_norm, skipped = (Passed() for _ in range(6))
+    state: Any
+    param_groups: list[dict[str, Any]]
+    _inner: Any = None
+    """The optimizer of the copies on the CPU."""
+
+    def __init__(
+        self,
+        params: Any,
+        cls: Any,
+        *,
+        master: str = "split",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        **options: Any,
+    ) -> None:
+        cls = class_of(cls)
+        if master not in ("split", "float32"):
+            raise ValueError(f"Invalid master: {master!r:.80} (expected 'split' or 'float32')")
+        for key, why in LEFT_OUT.items():
+            if key in options:
+                raise TypeError(f"Offload got {key}; expected none: {why}")
+        self.accumulate = accumulate
+        super().__init__(params, {})
+        self._master = master
+        self._slots = self._slots_of(self.param_groups)
+        kept = {"master": "auto" if master == "split" else master, "clip_norm": clip_norm, "fallback": "error"}
+        self._inner = cls([self._mirrored(group, self._slots) for group in self.param_groups], **options, **kept)
+        self.defaults = {**self._inner.defaults}
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            group.update({key: value for key, value in inner.items() if key not in PLACES})
+        self._claim = _backend.new_claim(self._inner.backend or _backend.backend())
+        self._crew, self._lock = Crew(), threading.Lock()
+        self._lanes: dict[torch.device, Lane] = {}
+        self._round: Round | None = None
+        self._hooked: dict[int, Any] = {}
+        weakref.finalize(self, unhook, self._hooked).atexit = False
+        self._link()
+        self._hook()
+
+    # Parameters -------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch.optim does, between `step` and backward; nothing has changed where that raises."""
+        if self._inner is None:  # the constructor of torch.optim.Optimizer adds those that it is given
+            super().add_param_group(param_group)
+            return
+        with self._claim:
+            self._crew.wait()
+            self._check_written("add_param_group()")
+            super().add_param_group(param_group)
+            try:
+                slots = self._slots_of(self.param_groups)
+                self._inner.add_param_group(self._mirrored(param_group, slots))
+            except BaseException:
+                self.param_groups.pop()
+                raise
+            param_group.update({k: v for k, v in self._inner.param_groups[-1].items() if k not in PLACES})
+            self._slots, self._round = slots, None
+            self._link()
+            self._hook()
+
+    def _slots_of(self, groups: list[dict[str, Any]]) -> list[Slot]:
+        """A slot for each parameter, new ones for those that have none."""
+        homes = [i for i, group in enumerate(groups) for _ in group["params"]]
+        known = {id(slot.p): slot for slot in (self._slots if self._inner is not None else [])}
+        slots = [
+            known.get(id(p)) or Slot(f"params{place}", p, home)
+            for (place, p), home in zip(places(groups), homes, strict=True)
+        ]
+        here = [slot for slot in slots if slot.p.device.type == "cpu" and slot.p.dtype in DTYPES]
+        check_disjoint([(slot.label, as_array(slot.p.detach(), slot.label)) for slot in here])
+        return slots
+
+    def _mirrored(self, group: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
+        """A group with the copies of its parameters."""
+        of = {id(slot.p): slot.host for slot in slots}
+        hosts = [of[id(p)] for p in group["params"]]
+        names = group.get("param_names")
+        rest = {key: value for key, value in group.items() if key not in PLACES}
+        return {**rest, "params": hosts if names is None else list(zip(names, hosts, strict=True))}
+
+    def _hook(self) -> None:
+        """Be called by backward for each parameter that can have a gradient, as soon as it has."""
+        itself = weakref.ref(self)  # the hooks of the parameters do not keep the optimizer alive
+        for i, slot in enumerate(self._slots):
+            if i not in self._hooked and slot.p.requires_grad:
+                self._hooked[i] = slot.p.register_post_accumulate_grad_hook(partial(arrived, itself, i))
+
+    def _link(self) -> None:
+        """Show the state of the copies as that of the parameters."""
+        inner = self._inner.state
+        self.state = defaultdict(dict, {slot.p: inner[slot.host] for slot in self._slots if slot.host in inner})
+
+    def _lane(self, device: torch.device) -> Lane:
+        if device not in self._lanes:
+            self._lanes[device] = Lane(device)
+        return self._lanes[device]
+
+    # Options ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def master(self) -> str:
+        """How the float32 values of parameters of 16 bits are kept."""
+        return self._master
+
+    @property
+    def accumulate(self) -> int:
+        """The number of backward passes whose gradients are added before a step."""
+        return self._accumulate
+
+    @accumulate.setter
+    def accumulate(self, value: int) -> None:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+            raise ValueError(f"Invalid accumulate: {value!r:.80} (expected a whole number of at least 1)")
+        self._accumulate = value.__index__()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What torch.amp.GradScaler, and nothing else, asks an optimizer before it scales its gradients."""
+        if self.clip_norm is None:
+            raise RuntimeError(
+                "torch.amp.GradScaler unscales gradients before step(), and Offload has stepped them by then; expected "
+                "clip_norm, with which it waits for step(): clip_norm=math.inf clips nothing"
+            )
+        return False
+
+    # A round ----------------------------------------------------------------------------------------------------------
+
+    def _begun(self) -> Round:
+        """What the steps of this round are made with, as it was when the first of them began."""
+        if self._round is None:
+            inner = self._inner
+            groups = [{k: held(v) for k, v in group.items() if k not in PLACES} for group in self.param_groups]
+            waits = (
+                inner.clip_norm is not None
+                or inner.nonfinite != "propagate"
+                or any(inner._rule.needs_loss({**inner._hyper, **group}) for group in groups)
+                or several_processes()
+            )
+            self._round = Round(waits, groups, inner._options)
+        return self._round
+
+    def _arrive(self, slot: Slot) -> None:
+        """A gradient is in `p.grad`: hand it to the thread if it is complete."""
+        if slot.given:
+            raise RuntimeError(
+                f"{slot.label} has got another gradient after it was stepped with the first; expected step() after "
+                f"every {self.accumulate} backward passes (accumulate={self.accumulate}). Where one pass gives it "
+                "several, as reentrant checkpoints do, clip_norm=math.inf has the step wait for all"
+            )
+        slot.arrivals += 1
+        if slot.arrivals >= self.accumulate and not self._begun().waits:
+            self._hand(slot)
+
+    def _hand(self, slot: Slot) -> None:
+        """Have the thread step a parameter."""
+        now, inner = self._begun(), self._inner
+        slot.take(self._lane)
+        if slot.stepper is None:
+            own = {"state": defaultdict(dict), "param_groups": [{"params": [slot.host]}]}
+            slot.stepper = object.__new__(type(inner))
+            vars(slot.stepper).update(vars(inner), **own, _bound=None, _settled=[], _members=[])
+        vars(slot.stepper).update(_options=inner._options, _taken=inner._taken)
+        slot.stepper.param_groups[0].update(now.groups[slot.home])
+        slot.stepper.state.clear()
+        if slot.host in inner.state:
+            slot.stepper.state[slot.host] = inner.state[slot.host]
+        slot.given = True  # first, for an exception of a signal handler can come in between: see step
+        self._crew.hand(partial(step_slot, slot, self._crew))
+        slot.p.grad = None
+
+    def _whole(self, loss: Any) -> None:
+        """Step all parameters at once."""
+        now, inner = self._begun(), self._inner
+        taken = [slot for slot in self._slots if slot.p.grad is not None]
+        made = False
+        try:
+            for slot in taken:
+                slot.take(self._lane)
+            for slot in taken:
+                slot.arrive()
+            for own, group in zip(inner.param_groups, now.groups, strict=True):
+                own.update(group)
+            Door.step(inner, None if loss is None else lambda: loss)
+            made = True
+        finally:
+            self._write([slot for slot in taken if slot.stepped])  # also if it was interrupted when it was made
+            for slot in taken:
+                slot.leave()
+                if made:
+                    slot.p.grad = None  # of a step that was skipped
+
+    def _write(self, slots: list[Slot]) -> None:
+        """Write the weights of these parameters, which have been stepped."""
+        for slot in slots:
+            slot.p.grad = None
+            copy_all([(slot.p, slot.host)], True)
+            if slot.given:
+                self._inner.state.update(slot.stepper.state)
+            if slot.host in self._inner.state:
+                self.state[slot.p] = self._inner.state[slot.host]
+        for device in {slot.p.device for slot in slots}:
+            self._lane(device).rest()  # the next step writes the memory from which they are copied
+        for slot in slots:
+            slot.leave()
+
+    def _tell(self) -> None:
+        """Raise what the thread has raised, with everything else as it was."""
+        error = self._crew.error
+        if error is None:
+            return
+        for slot in self._slots:
+            if slot.given and not slot.stepped:
+                slot.put_back()
+        self._write([slot for slot in self._slots if slot.stepped])
+        for slot in self._slots:
+            slot.arrivals = 0  # what is left is complete, for the next step
+        self._crew.error = self._round = None
+        raise error
+
+    def _check_unchanged(self) -> None:
+        """Raise RuntimeError if what is still to be stepped would be stepped with other hyperparameters."""
+        now = self._round
+        if now is None or not any(slot.given for slot in self._slots):
+            self._round = None  # nothing was stepped with it
+            return
+        changed = [key for key in now.options if not same(now.options[key], self._inner._options[key])]
+        for group, old in zip(self.param_groups, now.groups, strict=True):
+            changed += [key for key in self._inner._hyper if not same(old.get(key), group.get(key))]
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]} was changed between backward and step(), and backward has stepped parameters with the "
+                "value before; expected a change before backward. Set it back, step, and set it then; or have the step "
+                "wait for all gradients by clip_norm=math.inf"
+            )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Wait until every parameter that has a gradient is stepped, and write the new weights.
+
+        With `accumulate`, nothing happens before the last of these backward passes. `closure` evaluates the model again
+        and returns the loss, which is returned. Raises what the step of `cls` raises, and RuntimeError if another
+        thread is in a step of this optimizer.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._claim:
+            self._crew.wait()
+            self._tell()
+            for slot in self._slots:
+                if slot.given and not slot.stepped:  # it was not handed over any more, see _hand
+                    slot.leave()
+            if 0 < max(slot.arrivals for slot in self._slots) < self.accumulate:
+                return loss
+            self._check_unchanged()
+            if self._begun().waits:
+                self._whole(loss)
+            else:
+                for slot in self._slots:
+                    if slot.p.grad is not None and not slot.given:
+                        self._hand(slot)
+                self._crew.wait()
+                self._tell()
+                self._write([slot for slot in self._slots if slot.stepped])
+                self._inner._tally = Tally(self.skipped)
+            for slot in self._slots:
+                slot.arrivals = 0
+            self._round = None
+            self._hook()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients in `p.grad` as torch.optim does, and with `accumulate` count from the start.
+
+        Gradients that have been taken are stepped all the same.
+        """
+        super().zero_grad(set_to_none)
+        for slot in self._slots:
+            if not slot.given:
+                slot.arrivals = 0
+
+    def synchronize(self) -> None:
+        """Wait until the thread has stepped every parameter of which it has the gradient; raises what it has raised.
+
+        The weights are not written: `step` does that.
+        """
+        with self._claim:
+            self._crew.wait()
+            self._tell()
+
+    # Saving and loading -----------------------------------------------------------------------------------------------
+
+    def _check_written(self, call: str) -> None:
+        """Raise RuntimeError if weights of stepped parameters are not written, or else what the thread has raised."""
+        self._tell()
+        if any(slot.given for slot in self._slots):
+            raise RuntimeError(
+                f"{call} between backward and step(), when some parameters have been stepped and their weights are not "
+                "written; expected step() before"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as `cls` returns it; RuntimeError between backward and `step`, when weights differ from it."""
+        with self._claim:
+            self._crew.wait()
+            self._check_written("state_dict()")
+            keeping = self._inner._keeping
+            for slot in self._slots:
+                if "master" in (own := self.state.get(slot.p) or {}):
+                    copy_all([(slot.host, slot.p)])
+                    keeping.read(slot.host, own)
+            state: dict[str, Any] = super().state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, cast: bool = False) -> None:
+        """Take over a state as `cls` does; `cast` is that of its `load_state_dict`."""
+
+        def load(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            for slot in self._slots:
+                copy_all([(slot.host, slot.p)])
+            self._inner.load_state_dict(given, cast=cast)
+            return {**given, "state": {}}
+
+        with self._claim:
+            self._crew.wait()
+            self._check_written("load_state_dict()")
+            last = self.register_load_state_dict_pre_hook(load)
+            try:
+                super().load_state_dict(state_dict)
+            finally:
+                last.remove()
+            copy_all([(slot.p, slot.host) for slot in self._slots if "master" in (self.state.get(slot.p) or {})])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._link()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "Offload cannot be copied or pickled, for it has hooks in its parameters and a thread; expected a new one "
+            "that loads its state_dict()"
+        )
+
+
+def class_of(cls: Any) -> type[Door]:
+    """The class of `proptim.torch` that is meant; TypeError or ValueError if there is none."""
+    import proptim.torch
+
+    names = [rule.__name__ for rule in proptim.OPTIMIZERS.values()]
+    classes: list[type[Door]] = [getattr(proptim.torch, name) for name in names]
+    if isinstance(cls, str):
+        if cls not in names:
+            small = {name.lower(): name for name in names}
+            hint = did_you_mean(small.get(near(cls, small), ""))
+            raise ValueError(f"{cls!r:.80} is no class of proptim.torch{hint} (expected one of {', '.join(names)})")
+        return classes[names.index(cls)]
+    if cls not in classes:
+        raise TypeError(
+            f"cls is {cls!r:.80}; expected a class of proptim.torch, or its name: one of {', '.join(names)}"
+        )
+    found: type[Door] = cls
+    return found
+
+
+def arrived(itself: weakref.ref[Offload], number: int, p: Any) -> None:
+    """The hook of a parameter."""
+    if (offload := itself()) is not None:
+        with offload._lock:  # several threads may run backward
+            offload._arrive(offload._slots[number])
+
+
+def unhook(hooked: dict[int, Any]) -> None:
+    """Remove the hooks of an optimizer that is gone."""
+    for handle in hooked.values():
+        handle.remove()
+
+
+def step_slot(slot: Slot, crew: Crew) -> None:
+    """What the thread does for one parameter."""
+    if crew.error is not None:
+        return
+    try:
+        slot.arrive()
+        Door.step(slot.stepper)
+    except BaseException as error:
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(f"in the step of {slot.label}, which Offload makes by itself: there it is params[0]")
+        crew.error = error
+    finally:
+        slot.host.grad = None
+
+
+def several_processes() -> bool:
+    """Whether other processes may add their gradients to those of this one."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def held(value: Any) -> Any:
+    """A value that does not change when the given one is written to."""
+    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a hyperparameter are equal."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and bool(torch.equal(a, b))
+    return bool(a == b)
