@@ -4,6 +4,7 @@ The CPU plays the device as well, so what it shows is the order of things and th
 model of 3.2 million weights learns to continue the text of this file. Needs PyTorch; takes seconds on two cores.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -60,30 +61,37 @@ def stepped(optimizer: torch.optim.Optimizer) -> float:
     return time.perf_counter() - started
 
 
-one, two = Transformer(), Transformer()
+one, two, three = Transformer(), Transformer(), Transformer()
 plain = proptim.torch.AdamW(one.parameters(), lr=1e-3, threads=1)
 offload = proptim.torch.Offload(two.parameters(), "AdamW", lr=1e-3, threads=1)
+waits = proptim.torch.Offload(three.parameters(), "AdamW", lr=1e-3, threads=1, clip_norm=math.inf)  # for all gradients
 weights = sum(p.numel() for p in one.parameters())
 
-losses, apart, together = [], [], []
+losses, near, apart, together = [], [], [], []
 for number in range(rounds):  # in turn, for other programs may take the cores at any time
     loss, seconds = backward(one, number)
     on_device = sum(p.nbytes + p.grad.nbytes for p in one.parameters())
-    apart.append((seconds, stepped(plain)))
+    near.append((seconds, stepped(plain)))
     plain.zero_grad()
     again, seconds = backward(two, number)
     assert all(p.grad is None for p in two.parameters())  # each was taken when it was complete
-    together.append(seconds + stepped(offload))
+    together.append((seconds, stepped(offload)))
+    apart.append((backward(three, number)[1], stepped(waits)))
     assert again == loss
     losses.append(loss)
 
 state = sum(t.nbytes for own in plain.state.values() for t in own.values()) / weights
-backwards, steps = (statistics.median(each[2:]) for each in zip(*apart, strict=True))
-print(f"{weights:,} weights; loss {losses[0]:.2f} to {losses[-1]:.2f}")
-print(f"backward {backwards:.3f} s, step {steps:.3f} s, one after the other {backwards + steps:.3f} s")
-print(f"backward and step with overlap {statistics.median(together[2:]):.3f} s")
+print(f"{weights:,} weights; loss {losses[0]:.2f} to {losses[-1]:.2f}; medians in seconds:")
+for label, times in (
+    ("proptim.torch.AdamW", near),
+    ("Offload, which waits for all gradients", apart),
+    ("Offload, during backward", together),
+):
+    *parts, both = (statistics.median(each) for each in zip(*((*t, sum(t)) for t in times[2:]), strict=True))
+    print(f"{label:38}  backward {parts[0]:.3f}, step {parts[1]:.3f}, both {both:.3f}")
 print(f"bytes a weight on the device: {on_device / weights + state:.1f} with the optimizer there, 2.0 with Offload")
 
 assert losses[-1] < losses[0] - 1, losses
-assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+for other in (two, three):
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
 assert sum(p.nbytes for p in two.parameters()) == 2 * weights

@@ -155,9 +155,9 @@ class Slot:
                 f"{self.label} is {p.dtype} of shape {tuple(p.shape)}; expected {host.dtype} of shape "
                 f"{tuple(host.shape)}, as Offload was given it: make a new one, and load the state_dict of this"
             )
-        grad, pairs = p.grad.detach(), [(host, p.detach())]
+        grad, pairs = p.grad, [(host, p)]
         if grad.layout != torch.strided:
-            self.grad = grad.to("cpu", copy=True)
+            self.grad = grad.detach().to("cpu", copy=True)
         else:
             if self.buffer is None or self.buffer.dtype != grad.dtype:
                 self.buffer = buffer_for(p, grad.dtype)
@@ -447,6 +447,8 @@ class Offload(torch.optim.Optimizer):
 
     def _arrive(self, slot: Slot) -> None:
         """A gradient is in `p.grad`: hand it to the thread if it is complete."""
+        if slot.p.grad is None:  # another hook has taken it
+            return
         if slot.given:
             raise RuntimeError(
                 f"{slot.label} has got another gradient after it was stepped with the first; expected step() after "
