@@ -461,6 +461,25 @@ def test_sparse_gradients_are_refused_by_name():
     opt.step()
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}], ids=["runs", "waits"])
+@each_class
+def test_stochastic_rounding(name, options):
+    """Random bits depend on the number of the parameter, also where each is stepped by itself; the seed is saved."""
+    options = {"rounding": "stochastic", "state_dtype": "bfloat16", "seed": 7} | options
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, name, **options), Offload(groups(model), name, **options)
+    train(other, its, range(3))
+    train(model, opt, range(3))
+    assert_same(model, opt, other, its)
+    later = Offload(groups(other), name, **{**options, "seed": 3})
+    later.load_state_dict(copy.deepcopy(its.state_dict()))
+    assert later.seed == opt.state_dict()["seed"] == 7
+    assert later.rounding == "stochastic"
+    train(model, opt, [3])
+    train(other, later, [3])
+    assert_same(model, opt, other, later)
+
+
 # Parameters ----------------------------------------------------------------------------------------------------------
 
 

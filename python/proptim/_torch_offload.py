@@ -255,9 +255,9 @@ class Offload(torch.optim.Optimizer):
         Parameter -> its state, of tensors on the CPU; as in `cls`.
     accumulate : int
         The argument; it can be set between steps.
-    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed
         The options, which can be set between steps.
-    master, state_dtype, cast_grads, threads, backend
+    master, state_dtype, rounding, cast_grads, threads, backend
         The options as given.
     grad_norm, skipped
         As in `cls`.
@@ -301,8 +301,8 @@ class Offload(torch.optim.Optimizer):
     torch.optim has no counterpart; `CPUOffloadOptimizer` of torchao wraps optimizers of torch in a similar way.
     """
 
-    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals = (Passed() for _ in range(5))
-    state_dtype, cast_grads, threads, backend, grad_norm, skipped = (Passed() for _ in range(6))
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed = (Passed() for _ in range(6))
+    state_dtype, rounding, cast_grads, threads, backend, grad_norm, skipped = (Passed() for _ in range(7))
     state: Any
     param_groups: list[dict[str, Any]]
     _inner: Any = None
@@ -466,7 +466,8 @@ class Offload(torch.optim.Optimizer):
         if slot.stepper is None:
             own = {"state": defaultdict(dict), "param_groups": [{"params": [slot.host]}]}
             slot.stepper = object.__new__(type(inner))
-            vars(slot.stepper).update(vars(inner), **own, _bound=None, _settled=[], _members=[])
+            first = next(i for i, each in enumerate(self._slots) if each is slot)
+            vars(slot.stepper).update(vars(inner), **own, _bound=None, _settled=[], _members=[], _number_of_first=first)
         vars(slot.stepper).update(_options=inner._options, _taken=inner._taken)
         slot.stepper.param_groups[0].update(now.groups[slot.home])
         slot.stepper.state.clear()
@@ -613,13 +614,9 @@ class Offload(torch.optim.Optimizer):
         with self._claim:
             self._crew.wait()
             self._check_written("state_dict()")
-            keeping = self._inner._keeping
-            for slot in self._slots:
-                if "master" in (own := self.state.get(slot.p) or {}):
-                    copy_all([(slot.host, slot.p)])
-                    keeping.read(slot.host, own)
-            state: dict[str, Any] = super().state_dict()
-        return state
+            # Weights may have been written since, and a float32 master is then set to them.
+            copy_all([(slot.host, slot.p) for slot in self._slots if "master" in (self.state.get(slot.p) or {})])
+            return {**self._inner.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any], *, cast: bool = False) -> None:
         """Take over a state as `cls` does; `cast` is that of its `load_state_dict`."""

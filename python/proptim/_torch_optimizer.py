@@ -133,6 +133,8 @@ class Door(torch.optim.Optimizer):
     _tally: Tally = Tally()
     _told: bool = False
     """Whether the warning that torch's own code steps some parameters has been given."""
+    _number_of_first: int = 0
+    """The number by which rounding="stochastic" knows the first parameter."""
     _settled: list[Settled] = []
     _bound: Any = None
     """A `Bound`, or a `_core.Tensors`, which is faster."""
@@ -589,7 +591,7 @@ class Door(torch.optim.Optimizer):
             self._rule, segments, *self._thread_count(), self._claim
         )
         plan.bind([m.idle for m in members])
-        plan.locate([(i, 0) for i, m in enumerate(every) if m is not None])
+        plan.locate([(self._number_of_first + i, 0) for i, m in enumerate(every) if m is not None])
         return Bound(plan, every, params, [len(group["params"]) for group in groups], foreign, self.cast_grads)
 
     def _member(self, place: str, p: Any, home: int) -> Member:

@@ -40,6 +40,7 @@ class Offload(torch.optim.Optimizer):
     nonfinite: Literal["propagate", "skip", "raise"]
     max_skips: int | None
     flush_denormals: bool
+    seed: int
     def __init__(
         self,
         params: ParamsT,
@@ -52,6 +53,8 @@ class Offload(torch.optim.Optimizer):
     ) -> None: ...
     @property
     def master(self) -> Literal["split", "float32"]: ...
+    @property
+    def rounding(self) -> Literal["nearest", "stochastic"]: ...
     @property
     def state_dtype(self) -> Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None: ...
     @property
