@@ -1182,7 +1182,7 @@ def test_the_order_of_copies(monkeypatch):
 
     class Module:
         @staticmethod
-        def Stream(device):  # noqa: N802
+        def Stream(device):
             return Stream("lane")
 
         @staticmethod
@@ -1201,6 +1201,14 @@ def test_the_order_of_copies(monkeypatch):
     end()
     lane.rest()
     assert told[-2:] == ["wait for lane", "wait for backward"]
+
+    told.clear()
+    other = _torch_offload.Lane(torch.device("mps"))  # without streams of its own
+    end = other.read([(Tensor(), Tensor())])
+    assert told == ["copy, non_blocking=False"]
+    end()
+    other.rest()
+    assert told == ["copy, non_blocking=False"]
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.05}, {"accumulate": 2}], ids=["runs", "waits", "accumulates"])

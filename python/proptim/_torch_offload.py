@@ -46,12 +46,12 @@ class Lane:
         self.stream: Any = None if self.module is None else self.module.Stream(device=device)
 
     def read(self, pairs: list[tuple[Any, Any]]) -> Callable[[], None]:
-        """Begin to copy tensors, (to, from); what it returns ends that, and may be called by another thread.
-
-        Without a stream nothing begins before.
-        """
-        if self.module is None:
+        """Begin to copy tensors, (to, from); what it returns ends that, and may be called by another thread."""
+        if self.device.type == "cpu":
             return partial(copy_all, pairs)
+        if self.module is None:  # another thread may have another stream, and copy too early
+            copy_all(pairs)
+            return partial(copy_all, [])
         self.stream.wait_stream(self.module.current_stream(self.device))
         with self.module.stream(self.stream):
             copy_all(pairs, True)
