@@ -233,6 +233,53 @@ def test_complex_parameters(name, dtype):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@each_class
+def test_same_bits_on_every_backend(name, backend):
+    """Also those that run Python in the thread."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, name), Offload(groups(model), name)
+    assert opt.backend in (None, backend)
+    train(other, its, range(3))
+    train(model, opt, range(3))
+    assert_same(model, opt, other, its)
+
+
+@pytest.mark.slow
+def test_compiled_training_loop():
+    """Hooks run and step() is left out of the graph."""
+
+    def run(make):
+        model = Model(BRAIN)
+        opt = make(model)
+
+        @torch.compile(backend="eager")
+        def train_step(x):
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            opt.step()
+
+        for seed in range(3):
+            torch.manual_seed(seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch warns of while it compiles
+                train_step(torch.randn(5, 6).to(BRAIN))
+        return model, opt
+
+    (model, opt), (other, its) = run(lambda m: Offload(groups(m), "Adam")), run(lambda m: plain(m, "Adam"))
+    assert_same(model, opt, other, its)
+
+
+def test_two_of_one_parameter():
+    """The first takes the gradient, and the other has none."""
+    p = torch.nn.Parameter(torch.ones(2))
+    first, second = Offload([p], "SGD", lr=1.0), Offload([p], "SGD", lr=5.0)
+    p.sum().backward()
+    second.step()
+    assert p.tolist() == [1, 1]
+    first.step()
+    assert p.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(torch.optim, name)])
 def test_near_torch(name):
     """Within the last digits of torch.optim, in float64."""
