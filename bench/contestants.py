@@ -25,7 +25,7 @@ import proptim
 from proptim import _backend
 from proptim._arrays import SIXTEEN
 
-from .workloads import Array, Workload
+from .workloads import WITH_ROWS, Array, Workload
 
 US = "proptim"
 """The contestant with whom all are compared."""
@@ -69,6 +69,7 @@ class Contestant:
     dtypes: frozenset[str] = FLOATS
     formats: bool = False  # whether what is kept of a parameter may be of other dtypes than it
     clips: bool = True
+    rows: bool = False  # whether a gradient may have only some rows
     options: bool = False  # whether options beyond the hyperparameters of workloads.hyper are understood
     warm_up: int = 3  # steps before anything is measured
     temporaries: int = 3  # arrays as large as the parameters, beside parameters, gradients and state
@@ -93,6 +94,8 @@ class Contestant:
             return f"keeps all that it has in {workload.dtype}"
         if workload.options and not self.options:
             return f"has no {', '.join(key for key, _ in workload.options)}"
+        if workload.rows and not self.rows:
+            return "has no gradients of rows"
         if workload.clip_norm is not None and not self.clips:
             return "does not clip the norm"
         return ""
@@ -120,6 +123,7 @@ def _ours() -> Iterable[Contestant]:
     best = next(name for name in _backend.BACKENDS if not reasons[name])
     compiled: dict[str, Any] = {
         "options": True,
+        "rows": True,
         "dtypes": FLOATS.union(SIXTEEN),
         "formats": True,
         "warm_up": WARM_UP,
@@ -128,6 +132,7 @@ def _ours() -> Iterable[Contestant]:
     }
     text: dict[str, Any] = {
         "options": True,
+        "rows": True,
         "dtypes": FLOATS.union(SIXTEEN),
         "formats": True,
         "temporaries": 6,
@@ -198,7 +203,9 @@ MOST_STREAMED = 4
 """Arrays that `stream` in kernels/list.def writes."""
 
 
-def _roof(workload: Workload, params: list[Array], sets: list[list[Array]], threads: int = 1) -> Step:
+def _roof(workload: Workload, params: list[Array], sets: list[list[Any]], threads: int = 1) -> Step:
+    if workload.rows:
+        return _roof_of_rows(workload, params[0], [grad for (grad,) in sets], threads)
     if workload.dtype in SIXTEEN:
         # As many bytes read and written, in words of float32 of which every array has one for two weights.
         halves = [np.ones((param.size + 1) // 2, np.float32) for param in params]
@@ -214,6 +221,17 @@ def _roof(workload: Workload, params: list[Array], sets: list[list[Array]], thre
     return Step(partial(kernel.run, threads))
 
 
+def _roof_of_rows(workload: Workload, param: Array, grads: list[proptim.Rows], threads: int) -> Step:
+    """Each row that has a gradient, in ascending order, is gathered, streamed and scattered; repeats are left out."""
+    tables = [param, *(np.ones_like(param) for _ in range(workload.arrays - 2))]
+    kernels = []
+    for grad in grads:
+        rows, places = np.unique(grad.indices, return_index=True)
+        kernels.append(_kernels().RowsKernel(proptim.isa(), (0.5,), tables, grad.values, rows, places))
+    turns = itertools.cycle(kernels)
+    return Step(lambda: next(turns).run(threads))
+
+
 def _two_arrays(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
     before = [np.zeros_like(p) for p in params]
     sizes = [np.full_like(p, workload.hyper["lr"]) for p in params]
@@ -224,7 +242,7 @@ def _two_arrays(workload: Workload, params: list[Array], sets: list[list[Array]]
 
 def _roofs() -> Iterable[Contestant]:
     # Two temporaries: it works on copies of parameters and gradients.
-    common: dict[str, Any] = {"options": True, "temporaries": 2, "unavailable": _no_kernels}
+    common: dict[str, Any] = {"options": True, "rows": True, "temporaries": 2, "unavailable": _no_kernels}
     common |= {"dtypes": FLOATS.union(SIXTEEN), "formats": True}
     yield Contestant("roof-1", "reads and writes as many arrays, best placed, and hardly computes", _roof, **common)
     threads = proptim.get_num_threads()
@@ -238,7 +256,7 @@ def _roofs() -> Iterable[Contestant]:
         "rprop-two-arrays",
         "Rprop as others store it: last gradient and step size apart",
         _two_arrays,
-        **{**common, "options": False, "temporaries": 0, "dtypes": FLOATS, "formats": False},
+        **{**common, "options": False, "rows": False, "temporaries": 0, "dtypes": FLOATS, "formats": False},
         rules=frozenset({"rprop"}),
         clips=False,
     )
@@ -392,8 +410,14 @@ def _on_tensors(
             return torch.from_numpy(array)
         return torch.from_numpy(np.asarray(array).view(np.int16)).view(torch.bfloat16)
 
+    def gradient_of(grad: Any, shape: tuple[int, ...]) -> Any:
+        if not workload.rows:
+            return tensor_of(grad)
+        indices = torch.from_numpy(grad.indices)[None]
+        return torch.sparse_coo_tensor(indices, tensor_of(grad.values), shape, check_invariants=False)
+
     tensors = [tensor_of(p).requires_grad_() for p in params]
-    gradients = [[tensor_of(g) for g in grads] for grads in sets]
+    gradients = [[gradient_of(g, p.shape) for p, g in zip(params, grads, strict=True)] for grads in sets]
     for tensor, grad in zip(tensors, gradients[0], strict=True):
         tensor.grad = grad
     optimizer = make(tensors)
@@ -423,6 +447,8 @@ def _class(module: str, rule: str) -> Any:
 
 
 def _torch(workload: Workload, params: list[Array], sets: list[list[Array]], kind: str) -> Step:
+    if workload.rows:
+        return _torch_rows(workload, params, sets, kind)
     cls = _class("torch.optim", workload.rule)
     how = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "compiled": {}}[kind]
     if missing := how.keys() - inspect.signature(cls).parameters.keys():
@@ -430,6 +456,15 @@ def _torch(workload: Workload, params: list[Array], sets: list[list[Array]], kin
     return _on_tensors(
         workload, params, sets, lambda tensors: cls(tensors, **workload.hyper, **how), kind == "compiled"
     )
+
+
+def _torch_rows(workload: Workload, params: list[Array], sets: list[list[Array]], kind: str) -> Step:
+    """The classes that take sparse gradients; foreach and fused change nothing for those."""
+    if workload.rule not in WITH_ROWS or kind != "loop":
+        raise Declined(f"takes no sparse gradients in its {workload.rule} with {kind}")
+    optim = importlib.import_module("torch").optim
+    cls = optim.SparseAdam if workload.rule == "adam" else _class("torch.optim", workload.rule)
+    return _on_tensors(workload, params, sets, lambda tensors: cls(tensors, **workload.hyper))
 
 
 def _door(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
@@ -440,6 +475,7 @@ def _door(workload: Workload, params: list[Array], sets: list[list[Array]]) -> S
 def _torches() -> Iterable[Contestant]:
     # One process for what runs on the same threads of the same library: importing torch takes ten seconds.
     common: dict[str, Any] = {"package": "torch", "options": True, "process": "torch", "dtypes": WITH_BFLOAT16}
+    common["rows"] = True
     yield Contestant("torch-loop", "torch.optim, foreach=False", partial(_torch, kind="loop"), **common)
     yield Contestant("torch-foreach", "torch.optim, foreach=True", partial(_torch, kind="foreach"), **common)
     yield Contestant("torch-fused", "torch.optim, fused=True", partial(_torch, kind="fused"), **common)
@@ -449,7 +485,14 @@ def _torches() -> Iterable[Contestant]:
     alone["unavailable"] = lambda full: "" if full else "it compiles for most of a minute for each shape; --full does"
     yield Contestant("torch-compiled", "torch.compile(optimizer.step)", compiled, **alone)
     yield Contestant(
-        DOOR, "proptim.torch's optimizer", _door, package="torch", options=True, warm_up=WARM_UP, unavailable=_no_core
+        DOOR,
+        "proptim.torch's optimizer",
+        _door,
+        package="torch",
+        options=True,
+        rows=True,
+        warm_up=WARM_UP,
+        unavailable=_no_core,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import proptim
 
 from .contestants import US
-from .workloads import CLIP, LARGE, TENSORS, Workload, short, sixteen
+from .workloads import CLIP, LARGE, LENGTHS, ROWS, TENSORS, WITH_ROWS, Workload, short, sixteen, table
 
 SIZES = ("1000", "100000", "10000000", LARGE)
 STARTS = 7
@@ -215,6 +215,24 @@ def _s18(f: Figures) -> Iterator[Part]:
         yield Part(f"{work.name} against torch", f.least_ratio(work, peers), target, at_least=True)
 
 
+def _s19(f: Figures) -> Iterator[Part]:
+    for rule in ("adam", "adagrad"):
+        for rows, target in zip(ROWS, (100, 30), strict=True):
+            for drawn in ("uniform", "zipf"):
+                work = table(rule, rows, drawn=drawn)
+                theirs = "SparseAdam" if rule == "adam" else "Adagrad"
+                yield Part(f"{work.name} against torch's {theirs}", f.least_ratio(work, ("torch-loop",)), target, True)
+
+
+def _s20(f: Figures) -> Iterator[Part]:
+    for rule in WITH_ROWS:
+        for columns in LENGTHS:
+            for rows in ROWS:
+                work = table(rule, rows, columns)
+                ratio = _over(f.get(work, "proptim-1", "ratio"), f.get(work, "roof-1", "ratio"))  # one thread each
+                yield Part(f"{work.name} / gather, stream and scatter", ratio, 1.6, at_least=False)
+
+
 FULL = "proptim bench --goals --full"
 GOALS: tuple[tuple[str, str, str, Callable[[Figures], Iterator[Part]]], ...] = (
     ("S1", "large arrays against the stream kernel", f"{FULL} --sizes {short(int(LARGE))}", _s1),
@@ -248,6 +266,13 @@ GOALS: tuple[tuple[str, str, str, Callable[[Figures], Iterator[Part]]], ...] = (
         _of_float32([("state", 0.80), ("all", 0.62)]),
     ),
     ("S18", "all bfloat16 against torch's own", f"{FULL} --rules rmsprop,rprop,adam --sizes 10M", _s18),
+    ("S19", "rows of a table against torch's sparse gradients", f"{FULL} --rules adam,adagrad --sizes 64M", _s19),
+    (
+        "S20",
+        "rows of a table against the same rows gathered, streamed and scattered",
+        f"{FULL} --rules sgd,adagrad,adam --sizes 16M,64M",
+        _s20,
+    ),
 )
 
 

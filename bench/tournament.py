@@ -185,7 +185,7 @@ class Tournament:
         free = machine.available_memory()
         own = workload.kept_bytes + workload.gradient_bytes
         temporaries = sum(self.contestant(label).temporaries for label in playing) * workload.gradient_bytes
-        needed = (own * len(playing) + temporaries) * workload.weights
+        needed = (own * len(playing) + temporaries) * workload.held
         if free is None or needed <= 0.9 * free:
             return ""
         return f"all together need {needed // 10**6} MB, {free // 10**6} are free"

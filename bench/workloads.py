@@ -37,6 +37,8 @@ OURS: dict[str, dict[str, Any]] = {"rprop": {"variant": "irprop-"}}
 
 CLIP = 1.0  # far below the norm of any gradient here, so that clipping has work to do
 FRESH_BYTES = 1 << 20  # of different gradient arrays that are passed in turn, where they are not bound; two at least
+ROWS_BYTES = 1 << 25  # of different values of rows, so that the tables do not stay in a cache from turn to turn
+SCATTER = 7_368_787  # a prime
 BLOCK = 1 << 20  # normal numbers drawn; larger arrays repeat them, for drawing takes longer than measuring
 
 
@@ -116,6 +118,9 @@ class Workload:
     clip_norm: float | None = None
     gradients: str = "bound"  # or "fresh": other arrays are passed in at every step
     options: tuple[tuple[str, Any], ...] = ()  # beyond `hyper`
+    rows: int = 0  # in the gradient, of a table of all weights with so many columns; 0: the gradients are arrays
+    columns: int = 64
+    drawn: str = "uniform"  # the rows; or "zipf": the row of rank r occurs 1 / r times as often as the first
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Workload:
@@ -131,11 +136,18 @@ class Workload:
         """Of the parameter arrays."""
         if self.model in MODELS:
             return MODELS[self.model]()
+        if self.rows:
+            return [(int(self.model) // self.columns, self.columns)]
         count, _, size = self.model.rpartition("x")
         return [(int(size),)] * int(count or 1)
 
     @property
     def weights(self) -> int:
+        """Parameters that are stepped; if rows are, they are counted as often as they occur."""
+        return self.rows * self.columns or self.held
+
+    @property
+    def held(self) -> int:
         """Parameters in all."""
         return sum(map(math.prod, self.shapes))
 
@@ -143,11 +155,13 @@ class Workload:
     def name(self) -> str:
         """For people."""
         size = short(int(self.model)) if self.model.isdecimal() else self.model
+        if self.rows:
+            size = f"{short(self.rows)} {self.drawn} rows of {short(self.shapes[0][0])}x{self.columns}"
         extras = [self.dtype] if self.dtype != "float32" else []
         extras += [f"master={self.master}"] if self.master != "auto" else []
         extras += [f"state={self.state_dtype}"] if self.state_dtype else []
         extras += ["clip_norm"] if self.clip_norm is not None else []
-        extras += ["fresh gradients"] if self.gradients == "fresh" else []
+        extras += ["fresh gradients"] if self.gradients == "fresh" and not self.rows else []
         extras += [key if value is True else f"{key}={value}" for key, value in self.options]
         return " ".join([self.rule, size, *extras])
 
@@ -195,9 +209,10 @@ class Workload:
         sixteen = self.dtype in SIXTEEN
         return self.state_dtype in ((self.dtype,) if sixteen else (None, self.dtype)) and not (sixteen and self.master)
 
-    def data(self, seed: int = 0) -> tuple[list[Array], list[list[Array]]]:
+    def data(self, seed: int = 0) -> tuple[list[Array], list[list[Any]]]:
         """Parameters, and the sets of gradients that are passed in turn.  They are the same for every contestant."""
-        block = in_dtype(np.random.default_rng(seed).standard_normal(min(BLOCK, self.weights + 1)), self.dtype)
+        rng = np.random.default_rng(seed)
+        block = in_dtype(rng.standard_normal(min(BLOCK, self.held + 1)), self.dtype)
         offsets = itertools.count(0, 9973)  # a prime, so that no two arrays hold the same numbers in a row
 
         def fill() -> list[Array]:
@@ -205,8 +220,21 @@ class Workload:
             return [np.resize(np.roll(block, next(offsets)), shape).copy().view(type(block)) for shape in self.shapes]
 
         size = self.weights * block.itemsize
+        if self.rows:
+            shape = (self.rows, self.columns)
+            sets = max(2, min(64, ROWS_BYTES // size))
+            values = [np.resize(np.roll(block, next(offsets)), shape).copy().view(type(block)) for _ in range(sets)]
+            return fill(), [[proptim.Rows(self._indices(rng), each)] for each in values]
         sets = 1 if self.gradients == "bound" else max(2, min(64, FRESH_BYTES // size))
         return fill(), [fill() for _ in range(sets)]
+
+    def _indices(self, rng: np.random.Generator) -> Array:
+        """The rows of a gradient; a row may occur several times."""
+        length = self.shapes[0][0]
+        if self.drawn == "uniform":
+            return rng.integers(0, length, self.rows)
+        ranks = np.exp(rng.random(self.rows) * math.log(length)).astype(np.int64)  # from 1 on
+        return ranks * SCATTER % length  # so that frequent rows are not neighbours
 
 
 @dataclass(frozen=True)
@@ -261,6 +289,19 @@ def sixteen(rule: str, size: str) -> dict[str, Workload]:
     }
 
 
+LENGTHS = {16: 10**6, 64: 10**6, 256: 250_000}
+"""Columns of a table -> rows; with as many of 256 the contestants would take tens of gigabytes."""
+ROWS = (4096, 65_536)
+WITH_ROWS = ("sgd", "adagrad", "adam")
+"""The rules for which torch takes sparse gradients; for adam that is SparseAdam."""
+
+
+def table(rule: str, rows: int, columns: int = 64, drawn: str = "uniform") -> Workload:
+    """A step of some rows of a table, other rows in each step."""
+    size = str(LENGTHS[columns] * columns)
+    return Workload(rule, size, gradients="fresh", rows=rows, columns=columns, drawn=drawn)
+
+
 def _full() -> Iterator[Case]:
     for rule in proptim.OPTIMIZERS:
         for size in SIZES:
@@ -276,6 +317,11 @@ def _full() -> Iterator[Case]:
                 yield Case(
                     work, ("proptim", "proptim-1", "proptim-all", "roof-*", "torch-*", "optax", "!torch-compiled")
                 )
+    for rule, rows in itertools.product(WITH_ROWS, ROWS):
+        for columns, drawn in ((64, "uniform"), (64, "zipf"), (16, "uniform"), (256, "uniform")):
+            yield Case(
+                table(rule, rows, columns, drawn), ("proptim", "proptim-1", "proptim-torch", "roof-*", "torch-loop")
+            )
     plain = ("!torch-compiled",)
     for rule in proptim.OPTIMIZERS:
         for model in TENSORS:

@@ -18,10 +18,23 @@ import pytest
 
 import proptim
 from proptim._formats import FLOAT32, widened
-from proptim.bench import charts, compare, console, contestants, goals, instructions, report, session, worker
+from proptim.bench import charts, compare, console, contestants, goals, instructions, report, session, worker, workloads
 from proptim.bench.contestants import CONTESTANTS, NUMPY, Contestant, Declined, Step, placed, select
 from proptim.bench.tournament import quartiles, summary, under_the_roof
-from proptim.bench.workloads import CLIP, MODELS, Case, Workload, full, hyper, long, quick, short, sixteen
+from proptim.bench.workloads import (
+    CLIP,
+    MODELS,
+    WITH_ROWS,
+    Case,
+    Workload,
+    full,
+    hyper,
+    long,
+    quick,
+    short,
+    sixteen,
+    table,
+)
 from proptim.cli import main
 
 X = charts.TIMES
@@ -289,6 +302,81 @@ def test_stream_kernels(isa, dtype):
         kernels.Kernel("stream", isa, (0.5,), [tuple(arrays[:1])])
     with pytest.raises(ValueError, match="no kernels"):
         kernels.Kernel("stream", "mmx", (0.5,), [tuple(arrays)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", proptim.available_isas())
+def test_stream_over_rows(isa, dtype):
+    """Those rows of every table are written, and no others; alike on one thread and on three."""
+    kernels = pytest.importorskip("proptim.bench._kernels")
+    rng = np.random.default_rng(0)
+    for columns, count in ((1, 1), (3, 2), (64, 3), (250, 4)):
+        tables = [rng.standard_normal((900, columns)).astype(dtype) for _ in range(count)]
+        values = rng.standard_normal((500, columns)).astype(dtype)
+        rows, places = rng.permutation(900)[:400], rng.permutation(500)[:400]
+        expected = [a.copy() for a in tables]
+        for a in expected:
+            a[rows] = a[rows] * a.dtype.type(0.5) + values[places]
+        for threads in (1, 3):
+            copies = [a.copy() for a in tables]
+            kernels.RowsKernel(isa, (0.5,), copies, values, rows, places).run(threads)
+            assert all(np.array_equal(a, b) for a, b in zip(copies, expected, strict=True))
+    for bad in ([900], [-1], [3, 3]):
+        with pytest.raises(ValueError, match="expected as many places as rows, each in its array"):
+            kernels.RowsKernel(isa, (0.5,), tables, values, np.array(bad), np.array([0]))
+    with pytest.raises(ValueError, match="rows of one shape and dtype"):
+        kernels.RowsKernel(isa, (0.5,), tables, values[:, 1:], rows, places)
+    with pytest.raises(ValueError, match="no kernels"):
+        kernels.RowsKernel("mmx", (0.5,), tables, values, rows, places)
+
+
+@pytest.mark.parametrize("drawn", ["uniform", "zipf"])
+def test_rows_are_drawn(drawn):
+    """Every row is one of the table, other rows in each turn; by Zipf the most frequent is drawn 5 % of the time."""
+    work = table("adam", 4096, 16, drawn)
+    assert work.name == f"adam 4096 {drawn} rows of 1Mx16"
+    assert (work.weights, work.held, work.shapes) == (4096 * 16, 16 * 10**6, [(10**6, 16)])
+    assert Workload.from_json(work.to_json()) == work
+    params, sets = work.data()
+    assert [p.shape for p in params] == work.shapes
+    assert len(sets) >= 2
+    found = [grad.indices for (grad,) in sets]
+    assert all(grad.values.shape == (4096, 16) for (grad,) in sets)
+    assert all(i.min() >= 0 and i.max() < 10**6 for i in found)
+    assert not np.array_equal(found[0], found[1])
+    share = max(np.bincount(i).max() for i in found) / 4096
+    assert share < 0.01 if drawn == "uniform" else 0.04 < share < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("rule", WITH_ROWS)
+def test_rows_are_the_same_for_all(rule, monkeypatch):
+    """The weights after three steps of every contestant that has them; adam's eps is added elsewhere by SparseAdam."""
+    monkeypatch.setitem(workloads.LENGTHS, 16, 500)
+    work = table(rule, 300, 16)
+    found = {}
+    for name in ("proptim", "proptim-1", "proptim-torch", "torch-loop"):
+        if reason := CONTESTANTS[name].absent():
+            pytest.skip(reason)
+        params, sets = work.data()
+        step = CONTESTANTS[name].build(work, params, sets[:1])
+        for _ in range(3):
+            step.run()
+            if step.between is not None:
+                step.between()
+        found[name] = params[0]
+    for weights in found.values():
+        np.testing.assert_allclose(weights, found["proptim-1"], rtol=1e-5, atol=1e-6)
+
+
+def test_who_has_no_rows_says_so():
+    """Contestants, rules of torch, and kinds of its loops."""
+    work = table("adam", 4096)
+    assert CONTESTANTS["optax"].declines(work) == CONTESTANTS["numpy"].declines(work) == "has no gradients of rows"
+    pytest.importorskip("torch")
+    for rule, name in (("rmsprop", "torch-loop"), ("adam", "torch-fused")):
+        with pytest.raises(Declined, match=f"takes no sparse gradients in its {rule}"):
+            CONTESTANTS[name].build(table(rule, 4096), [], [])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -11,7 +11,17 @@ from sphinx_gallery.sorting import ExampleTitleSortKey
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-ORDER = ["paths", "rprop", "minibatches", "adagrad", "bias_correction", "digits", "sklearn", "schedules"]
+ORDER = [
+    "paths",
+    "rprop",
+    "minibatches",
+    "adagrad",
+    "bias_correction",
+    "digits",
+    "sklearn",
+    "word_vectors",
+    "schedules",
+]
 """The scripts in the order in which to read them; others come after them."""
 
 
