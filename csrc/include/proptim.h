@@ -64,6 +64,9 @@ typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_
  *   PROPTIM_BF16_MASTER, _F16_MASTER
  *                         where the rule computes in float32: bfloat16 or binary16, and a float32 master, of which
  *                         the former is the rounded value
+ *   PROPTIM_BF16_COPY, _F16_COPY
+ *                         where the rule computes in float32: float32, and bfloat16 or binary16, which every step sets
+ *                         to the rounded float32 and never reads
  *   PROPTIM_FLOAT32       float32, where the rule computes in float64
  *   PROPTIM_FLOAT64       float64, where the rule computes in float32
  */

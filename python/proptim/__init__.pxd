@@ -27,6 +27,7 @@ cdef extern from "proptim.h" nogil:
     proptim_dtype PROPTIM_F32, PROPTIM_F64
     proptim_format PROPTIM_PLAIN, PROPTIM_STEPS, PROPTIM_BF16, PROPTIM_F16, PROPTIM_SPLIT
     proptim_format PROPTIM_BF16_MASTER, PROPTIM_F16_MASTER, PROPTIM_FLOAT32, PROPTIM_FLOAT64
+    proptim_format PROPTIM_BF16_COPY, PROPTIM_F16_COPY
     proptim_rounding PROPTIM_NEAREST, PROPTIM_STOCHASTIC
     proptim_ran PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED
     ctypedef void *proptim_array

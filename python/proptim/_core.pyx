@@ -19,7 +19,7 @@ from proptim cimport *
 from numpy import ascontiguousarray, dtype, float16, float32, float64, int64, ndarray, uint16
 
 from proptim._environment import choice, unusable
-from proptim._formats import PAIRS, Mastered, Split, Steps
+from proptim._formats import PAIRS, Mastered, Published, Split, Steps
 from proptim._numpy import busy
 from proptim._rows import Rows
 
@@ -255,6 +255,11 @@ cdef int format_of_pair(object pair, int first, int second, int dtype) except -1
             return PROPTIM_BF16_MASTER
         if first == PROPTIM_F16:
             return PROPTIM_F16_MASTER
+    if type(pair) is Published and first == PROPTIM_PLAIN and dtype == PROPTIM_F32:
+        if second == PROPTIM_BF16:
+            return PROPTIM_BF16_COPY
+        if second == PROPTIM_F16:
+            return PROPTIM_F16_COPY
     raise TypeError(f"{type(pair).__name__} of two planes whose dtypes do not go together")
 
 

@@ -2,7 +2,8 @@
 
 The format of an array of one plane follows from its dtype and from the dtype of the rule: `widened` is its load,
 `rounded` its store. Internally bfloat16, which NumPy does not have, is uint16 everywhere; `shown` converts it for
-users. Arrays of two planes are pairs: `Steps`, `Split` and `Mastered`.
+users. Arrays of two planes are pairs: `Steps`, `Split`, `Mastered` and
+`Published`.
 """
 
 from __future__ import annotations
@@ -191,9 +192,24 @@ class Mastered(NamedTuple):
         return [(self.half, ..., rounded(values, self.half.dtype)), (self.master, ..., values)]
 
 
-PAIRS = (Steps, Split, Mastered)
-Pair = Steps | Split | Mastered
-Stored = Array | Steps | Split | Mastered
+class Published(NamedTuple):
+    """A float32 array, and one of 16 bits that gets a rounded copy of every number that is stored."""
+
+    full: Array
+    copy: Array
+
+    def load(self) -> Array:
+        """The float32 array itself."""
+        return self.full
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        return [(self.full, ..., values), (self.copy, ..., rounded(values, self.copy.dtype))]
+
+
+PAIRS = (Steps, Split, Mastered, Published)
+Pair = Steps | Split | Mastered | Published
+Stored = Array | Steps | Split | Mastered | Published
 """A real array in any format."""
 
 

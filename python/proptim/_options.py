@@ -13,6 +13,7 @@ class Options(TypedDict, total=False):
     """Keyword options that every optimizer takes; see `Optimizer`."""
 
     grads: Any
+    publish: Any
     weight_decay: Schedulable
     decoupled_weight_decay: bool
     maximize: bool

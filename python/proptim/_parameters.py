@@ -22,7 +22,7 @@ from proptim._arrays import (
     owner_of,
     real_view,
 )
-from proptim._formats import Mastered, Split, Stored, arithmetic, loaded
+from proptim._formats import SIXTEEN, Mastered, Published, Split, Stored, arithmetic, loaded
 from proptim._interrupts import Store, commit
 from proptim._rows import Rows, as_gradient, check_zeroed, is_matrix, values_of
 
@@ -59,16 +59,22 @@ class Parameter:
     """Where a tensor of torch lay when it was taken, see `home_of`; None for what cannot be given other memory."""
     plane: Array | None = None
     """What lies beside a parameter of 16 bits and makes float32 of it: its low halves, or a float32 array."""
+    published: Any = None
+    """What gets a copy of a float32 parameter in 16 bits, as the user passed it."""
+    copy: Array | None = None
+    """The same, viewed."""
+    copy_home: Any = None
     pins: list[Any] = field(init=False)
     """References to the arrays that own its memory: NumPy resizes none that has some, also with refcheck=False."""
 
     def __post_init__(self) -> None:
-        self.pins = [weakref.ref(owner_of(array)) for array in (self.array, *self.state.values())]
+        own = (self.array, *self.state.values(), *([] if self.copy is None else [self.copy]))
+        self.pins = [weakref.ref(owner_of(array)) for array in own]
 
     @property
     def stored(self) -> Stored:
         """The parameter as the plan steps it: real arrays."""
-        return stored(self.array, self.plane)
+        return stored(self.array, self.plane) if self.copy is None else Published(self.array, self.copy)
 
     @property
     def real(self) -> np.dtype[Any]:
@@ -77,11 +83,24 @@ class Parameter:
 
     def check_home(self) -> None:
         """Raise ValueError if a tensor has been given other memory since, which `tensor.data = ...` and `.to()` do."""
-        if self.home is not None and home_of(self.given) != self.home:
-            raise ValueError(
-                f"{self.label} has been given other memory since the optimizer was made; expected it to stay where it "
-                "was: make a new optimizer, or take proptim.torch, which looks at every step"
-            )
+        for given, home in self.homes:
+            if home_of(given) != home:
+                label = self.label if given is self.given else self.copy_label
+                raise ValueError(
+                    f"{label} has been given other memory since the optimizer was made; expected it to stay where it "
+                    "was: make a new optimizer, or take proptim.torch, which looks at every step"
+                )
+
+    @property
+    def homes(self) -> list[tuple[Any, Any]]:
+        """Tensors that steps write, and where they lay when they were taken: of the parameter, and of its copy."""
+        both = (self.given, self.home), (self.published, self.copy_home)
+        return [(given, home) for given, home in both if home is not None]
+
+    @property
+    def copy_label(self) -> str:
+        """How messages name the copy of the parameter."""
+        return f"publish{self.place}"
 
     @property
     def label(self) -> str:
@@ -524,7 +543,7 @@ def _match(grads: Any, members: Sequence[Parameter], label: str) -> list[Any]:
     given = list(paths(grads))
     grads = dict(given)
     if len(grads) < len(given):
-        raise ValueError(f"{label} has a name twice; expected one gradient for each of params: {listed(names)}")
+        raise ValueError(f"{label} has a name twice; expected one array for each of params: {listed(names)}")
     for key in grads:
         if key not in names:
             raise ValueError(f"{label} has the unknown key {key!r}; expected the names of params: {listed(names)}")
@@ -540,10 +559,41 @@ def listed(names: Iterable[Any], most: int = 20) -> str:
     return f"{names}" if len(names) <= most else f"{names[:most]} and {len(names) - most} more"
 
 
+def copies(parameters: Iterable[Parameter]) -> list[tuple[str, Array]]:
+    """The arrays that get copies of parameters, and how messages name them."""
+    return [(p.copy_label, p.copy) for p in parameters if p.copy is not None]
+
+
+def match_copies(publish: Any, parameters: Sequence[Parameter]) -> None:
+    """Give each parameter its array of `publish`; all are checked by themselves."""
+    if is_array(publish) or isinstance(publish, (str, bytes, set, frozenset)) or not isinstance(publish, Iterable):
+        raise TypeError(
+            f"publish is {type(publish).__name__}; expected a list like params, with one array of 16 bits or None each"
+        )
+    if not isinstance(publish, Mapping) and are_pairs(publish := list(publish)):
+        publish = dict(publish)
+    for p, given in zip(parameters, _match(publish, parameters, "publish"), strict=True):
+        if given is None:
+            continue
+        array = as_array(given, p.copy_label)
+        if p.array.dtype != np.float32:
+            raise TypeError(
+                f"{p.copy_label} is for {p.label}, which is {name_of(p.array.dtype)}; expected None there: copies are "
+                "of float32 parameters"
+            )
+        if array.dtype not in SIXTEEN:
+            raise TypeError(f"{p.copy_label} is {name_of(array.dtype)}; expected bfloat16 or float16")
+        check_shape(array, p.copy_label, p.array, p.label)
+        check_writable(array, p.copy_label)
+        p.published, p.copy, p.copy_home = given, array[...], home_of(given)
+        p.__post_init__()
+
+
 def state_arrays(parameters: Iterable[Parameter]) -> list[tuple[str, Array]]:
-    """All state arrays and masters, and how messages name them."""
+    """All state arrays, masters and copies, and how messages name them."""
     found = [(f"state {name!r} of {p.label}", array) for p in parameters for name, array in p.state.items()]
-    return found + [(f"the master of {p.label}", p.plane) for p in parameters if p.plane is not None]
+    found += [(f"the master of {p.label}", p.plane) for p in parameters if p.plane is not None]
+    return found + copies(parameters)
 
 
 def check_gradients(

@@ -33,7 +33,7 @@ from proptim._arrays import (
     real_view,
     tell_torch,
 )
-from proptim._formats import Mastered, shown
+from proptim._formats import Mastered, rounded, shown
 from proptim._interrupts import Store, commit
 from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
 from proptim._parameters import (
@@ -43,9 +43,11 @@ from proptim._parameters import (
     Parameter,
     check_gradient,
     check_gradients,
+    copies,
     home_of,
     is_on,
     listed,
+    match_copies,
     match_gradients,
     parse_parameters,
     state_arrays,
@@ -156,7 +158,7 @@ class Stepper:
             group.dtypes = dtypes
             groups.append(group)
         made = []
-        for place, name, array, i, clock, state, plane in parameters:
+        for place, name, array, i, clock, state, plane, published in parameters:
             view = as_array(array, f"params{place}")
             if not view.flags.writeable:
                 view = view.copy()
@@ -165,7 +167,12 @@ class Stepper:
             state = {key: a if a.flags.writeable else a.copy() for key, a in state.items()}
             if plane is not None and not plane.flags.writeable:
                 plane = plane.copy()
-            made.append(Parameter(place, name, array, view, groups[i], clock, state, home_of(array), plane))
+            p = Parameter(place, name, array, view, groups[i], clock, state, home_of(array), plane)
+            if published is not None:
+                if not as_array(published, p.copy_label).flags.writeable:
+                    published = shown(as_array(published, p.copy_label).copy())
+                match_copies([published], [p])
+            made.append(p)
         given_to: dict[int, list[Any]] = {id(group): [] for group in groups}
         for p in made:
             given_to[id(p.group)].append(p.given)
@@ -183,8 +190,8 @@ class Stepper:
 
     # Groups and parameters: prepared first, then stored -----------------------------------------------------------
 
-    def add_groups(self, given: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
-        """Add groups of parameters; if one is invalid nothing has changed."""
+    def add_groups(self, given: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], publish: Any = None) -> None:
+        """Add groups of parameters, with arrays that get copies of them; if one is invalid nothing has changed."""
         steps = 0 if self.latest is None else self.latest.steps
         groups: list[Group] = []
         fresh: list[Parameter] = []
@@ -206,9 +213,11 @@ class Stepper:
             raise ValueError("some groups name their parameters and some do not; expected all or none: use dicts")
         storage = self.settings["master"], self.settings["state_dtype"]
         check_storage(self.rule, *storage, [(p.label, p.array.dtype) for p in fresh], beside=bool(self.parameters))
+        if publish is not None:
+            match_copies(publish, fresh)
         for p in fresh:
             p.plane = first_plane(self.settings["master"], p.array)
-        written = [(p.label, p.array) for p in fresh]
+        written = [(p.label, p.array) for p in fresh] + copies(fresh)
         occupied = None
         if self.latest is None:
             check_disjoint(written)
@@ -233,7 +242,7 @@ class Stepper:
         items += [(self.planned, key, each.wanted) for key, each in values.items()]
         items += [(self.index, name, i) for name, i in names.items()]
         items += [(held, slice(len(held), None), more) for held, more in (
-            (self.parameters, fresh), (self.tensors, [p for p in fresh if p.home is not None])
+            (self.parameters, fresh), (self.tensors, [p for p in fresh if p.homes])
         )]  # fmt: skip
         if self.latest is not None:
             self.latest.forget()
@@ -338,7 +347,7 @@ class Stepper:
             "index": {p.name: i for i, p in enumerate(parameters) if p.name is not None},
             "planned": planned,
             "real": all(p.array.dtype.kind == "f" for p in parameters),
-            "tensors": [p for p in parameters if p.home is not None],
+            "tensors": [p for p in parameters if p.homes],
             "prepared": None,
             "occupied": None,
             "plan": plan,
@@ -413,7 +422,14 @@ class Stepper:
         # Weights with a float32 master are its rounding; those of 16 bits that are the upper half of it are the user's.
         kept = [p.stored for p in parameters]
         weights = [each.stores(each.master)[0] for each in kept if isinstance(each, Mastered)]
+        weights += [(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in parameters if p.copy is not None]
         commit(weights, stores)
+        tell_torch([p.published for p in parameters])
+
+    def publish(self) -> None:
+        """Set the copies of parameters."""
+        commit([(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in self.parameters if p.copy is not None])
+        tell_torch([p.published for p in self.parameters])
 
     # Gradients ---------------------------------------------------------------------------------------------------
 
@@ -616,7 +632,7 @@ class Stepper:
             work = [(i, row, plan.clocks[k][0]) for i, k in numbers if (row := rows[k]) is not None]
             self._make_up(prepared, work)
         stepped = [c.members for c in plan.cohorts if c.active] if self.tensors else []
-        plan.told = self._told([p for members in stepped for p in members if p.home is not None])
+        plan.told = self._told([p for members in stepped for p in members if p.homes])
         watch = self.watching()
         looks = [] if watch is None else watch.look(self, plan.steps + 1, prepared.scale, rows)
         plan.seed = prepared.seed
@@ -627,7 +643,7 @@ class Stepper:
         active = [h for h in values if h is not None]
         repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
         if repeats and not any(isinstance(a, Rows) and moves(g) for g, a in zip(plan.given, plan.grads, strict=True)):
-            homes = [(p.given, p.home) for p in self.tensors]
+            homes = [each for p in self.tensors for each in p.homes]
             moving = [(g, home) for g in plan.given if (home := home_of(g)) is not None]
             steady = all(map(self.rule.steady, active))
             # Bound gradients that are tensors are checked in place; steps with other gradients take the ordinary form.
@@ -646,7 +662,7 @@ class Stepper:
 
     def _told(self, tensors: list[Parameter], only: int | None = None) -> Any:
         """A function that tells torch which tensors a step writes: these parameters, and gradients that are zeroed."""
-        written = [p.given for p in tensors]
+        written = [given for p in tensors for given, _ in p.homes]
         if self.settings["zero_grads"]:
             grads = self.plan.given if only is None else [self.plan.given[only]]
             written += [g for g in grads if hasattr(g, "data_ptr")]
@@ -736,7 +752,7 @@ class Stepper:
         row, clock = self._row(values.h, factor, prepared, p.group, p.clock, None)
         if self.missed or not values.lazy:
             self._make_up(prepared, [(i, row, p.clock[0])])
-        self.plan.told = self._told([p] if p.home is not None else [], i)
+        self.plan.told = self._told([p] if p.homes else [], i)
         watch = self.watching()
         looks = [] if watch is None else watch.look_at(self, now + 1, prepared.scale, [(i, row)])
         self.plan.seed = prepared.seed

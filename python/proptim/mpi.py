@@ -311,6 +311,10 @@ class Sharded:
             if reduce not in ("mean", "sum"):
                 raise ValueError(f"Invalid reduce: {reduce!r} (expected 'mean' or 'sum')")
             self._reduce = reduce
+            if options.get("publish") is not None:
+                raise ValueError(
+                    "publish is for optimizers of one process; expected none here: copy parameters after the step"
+                )
             grads = options.pop("grads", None)
             groups = parse_groups(params)
             # It makes no steps: it holds parameters and gradients as the user passed them, and checks them.

@@ -118,6 +118,10 @@ class Optimizer(Rule):
         Of the random bits of "stochastic", which are a hash of the seed, the number of the parameter in the optimizer,
         the array, its count of steps, and the index of the element in C order. So the same run has the same bits on
         every backend, number of threads and layout, and goes on with them after `load`, which sets the seed.
+    publish : like `params`, optional
+        Arrays of bfloat16 or float16, one for each parameter, that get a copy of it, rounded to nearest: when the
+        optimizer is made, by each step in the same pass over memory, and by `load`. None for a parameter without one;
+        those with one are float32. The optimizer never reads them. Parameters that are added later have none.
     cast_grads : bool, default False
         Accept float64 gradients for narrower parameters, and round each to float32 as it is read.
     threads : int or "auto", default "auto"
@@ -200,9 +204,10 @@ class Optimizer(Rule):
         own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *ROW_OPTIONS) if k not in hyper}
         self._defaults = {key: frozen(value) for key, value in {**hyper, **own}.items()}
         self._stepper = Stepper(type(self), given)
-        self._stepper.add_groups(parse_groups(params), self._defaults)
+        self._stepper.add_groups(parse_groups(params), self._defaults, options.get("publish"))
         if options.get("grads") is not None:
             self._stepper.bind(options["grads"])
+        self._stepper.publish()
 
     def __setattr__(self, name: str, value: Any) -> None:
         ours = type(self).__module__.startswith("proptim.")  # a subclass may have attributes of its own
@@ -608,7 +613,7 @@ class Optimizer(Rule):
                 "settings": stepper.settings,
                 "groups": [(dict(group), group.dtypes) for group in stepper.groups],
                 "parameters": [
-                    (p.place, p.name, p.given, number[id(p.group)], p.clock, p.state, p.plane)
+                    (p.place, p.name, p.given, number[id(p.group)], p.clock, p.state, p.plane, p.published)
                     for p in stepper.parameters
                 ],
                 "planned": [stepper.planned[id(group)] for group in stepper.groups],

@@ -285,8 +285,8 @@ class Rule:
         """Why a key that is not a hyperparameter is not allowed in a group; empty if it is a key of the user."""
         if not isinstance(key, str):
             return f"unknown hyperparameter {key!r}; expected a string"
-        meant = cls.meant(key, *ROW_OPTIONS, *SETTINGS, "grads")
-        if meant in (*SETTINGS, "grads"):
+        meant = cls.meant(key, *ROW_OPTIONS, *SETTINGS, "grads", "publish")
+        if meant in (*SETTINGS, "grads", "publish"):
             hint = "" if meant == key else did_you_mean(meant)
             return f"unknown hyperparameter {key!r}{hint}; {meant} is an option of the whole optimizer, not of a group"
         if key in Rule.known or meant:

@@ -41,7 +41,7 @@ MAXITER = 15_000
 """Default of L-BFGS-B; the 200 steps per variable of BFGS assume its line search."""
 DIFFERENCE = float(np.sqrt(np.finfo(float).eps))
 """Of finite differences, as in BFGS and L-BFGS-B."""
-POINTLESS = {"grads", "maximize", "nonfinite", "max_skips", "zero_grads", "master", "cast_grads", "lazy_rows"}
+POINTLESS = {"grads", "publish", "maximize", "nonfinite", "max_skips", "zero_grads", "master", "cast_grads", "lazy_rows"}
 """Options of `Optimizer` that make no sense here: the method computes the gradient, minimizes, and ends at a NaN."""
 
 # Status numbers and messages of BFGS, and that of `minimize` for a callback.
@@ -95,7 +95,7 @@ class Method:
         Print the message and the counts at the end.
     **options
         Hyperparameters of the optimizer, and the options of `Optimizer` except grads, maximize, nonfinite, max_skips,
-        zero_grads, master and cast_grads.
+        zero_grads, master, publish and cast_grads.
 
     Returns
     -------

@@ -45,6 +45,7 @@ AUTO_BATCH = 200
 NOT_HERE = {
     "params": "it is the weights of the network",
     "grads": "they come from the network",
+    "publish": "the network has its weights alone",
     "lr": "pass it as the argument lr",
     "maximize": "the loss is minimized",
     "zero_grads": "every gradient is a new array",

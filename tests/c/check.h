@@ -151,6 +151,9 @@ static inline size_t plane_bytes(int dtype, int format, int plane)
     case PROPTIM_BF16_MASTER:
     case PROPTIM_F16_MASTER:
         return plane ? 4 : 2;
+    case PROPTIM_BF16_COPY:
+    case PROPTIM_F16_COPY:
+        return plane ? 2 : 4;
     case PROPTIM_FLOAT32:
         return plane ? 0 : 4;
     default:
@@ -243,8 +246,9 @@ static inline uint64_t plane_bits_at(int dtype, int format, int plane, const voi
     if (bytes != 2) return bits_at(bytes == 4 ? PROPTIM_F32 : PROPTIM_F64, array, i);
     uint16_t bits;
     memcpy(&bits, (const char *)array + 2 * i, 2);
-    if (plane == 1) return bits; /* the low half of a word */
-    const uint16_t infinity = format == PROPTIM_F16 || format == PROPTIM_F16_MASTER ? 0x7c00 : 0x7f80;
+    if (plane == 1 && format == PROPTIM_SPLIT) return bits; /* the low half of a word */
+    const int binary = format == PROPTIM_F16 || format == PROPTIM_F16_MASTER || format == PROPTIM_F16_COPY;
+    const uint16_t infinity = binary ? 0x7c00 : 0x7f80;
     return (bits & 0x7fff) > infinity ? 0x7fff : bits;
 }
 
