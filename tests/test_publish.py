@@ -116,6 +116,22 @@ def test_steps_of_one_parameter_and_of_rows(backend):
     assert_copy(b, b16)
 
 
+def test_rows_that_make_up_missed_steps(backend):
+    """What is made up is copied."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20, 9)).astype(np.float32)
+    t16 = np.zeros(table.shape, BF16)
+    more = {"weight_decay": 0.1, "decoupled_weight_decay": True, "lazy_rows": False}
+    opt = proptim.RMSprop([table], lr=0.1, publish=[t16], backend=backend, **more)
+    for k in range(5):
+        opt.step([proptim.Rows([k, 7], np.ones((2, 9), np.float32))])
+        assert_copy(table, t16)
+    before = table.copy()
+    opt.catch_up()
+    assert (table[19] != before[19]).all()
+    assert_copy(table, t16)
+
+
 def test_skipped_steps(backend):
     """A step that is skipped or refused writes no copy."""
     w, w16 = np.ones(3, np.float32), np.zeros(3, BF16)

@@ -15,6 +15,7 @@ from proptim import _stages
 from proptim._arrays import Array, real_view
 from proptim._formats import load, planes, stores
 from proptim._interrupts import Store
+from proptim._random import Draw
 from proptim._rows import taken
 from proptim.rule import Rule
 
@@ -26,6 +27,8 @@ Run = tuple[int, tuple[float, ...]]
 
 MOST_RUNS = 1024
 """When a table has so many runs, which needs a schedule, all its rows are made up, so that the record stays short."""
+MADE_UP = 8
+"""Added to the number of an array for the random bits: that step may have stored it with those of the number itself."""
 PIECE = 1 << 18
 """Numbers of a table that are made up at a time."""
 
@@ -83,9 +86,12 @@ def shrinkage(rule: type[Rule], h: Mapping[str, Any], row: tuple[float, ...], re
 
 
 def made_up(
-    rule: type[Rule], p: Parameter, missed: Missed, rows: Array, flush: bool
+    rule: type[Rule], p: Parameter, missed: Missed, rows: Array, flush: bool, draw: Draw | None
 ) -> tuple[list[Store], list[Store]]:
-    """What to store so that these rows, which have missed steps, have made them up; and what to store to undo it."""
+    """What to store so that these rows, which have missed steps, have made them up; and what to store to undo it.
+
+    With stochastic rounding, `draw` is that of the last step that they make up.
+    """
     found: list[Store] = []
     undo: list[Store] = []
     with np.errstate(all="ignore"):
@@ -101,6 +107,8 @@ def made_up(
             np.copyto(new, numbers, where=np.isinf(numbers) & (factor == 0))  # the product has underflowed
             if flush and j > 0:
                 new = _stages.flush(new, np.finfo(p.real).smallest_normal)
+            if draw is not None:
+                new = draw.rounded(MADE_UP + (j and 1 + j), array, new, rows)
             found += [(plane, rows, values) for plane, _, values in stores(array, new)]
             undo += [(plane, rows, values) for plane, values in zip(planes(array), planes(part), strict=True)]
     return found, undo

@@ -52,7 +52,18 @@ from proptim._parameters import (
     parse_parameters,
     state_arrays,
 )
-from proptim._prepared import Prepared, Settled, as_loss, as_norm, clip_factor, settle, settled, take_options
+from proptim._prepared import (
+    Prepared,
+    Settled,
+    as_loss,
+    as_norm,
+    checked_seed,
+    clip_factor,
+    settle,
+    settled,
+    take_options,
+)
+from proptim._random import Draw
 from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told_nonfinite, values_of
 from proptim._storage import check_storage, first_plane, first_state
 from proptim.rule import Rule
@@ -518,19 +529,26 @@ class Stepper:
         """Make up what the rows of these parameters have missed, by default of all."""
         if not self.missed:
             return
-        work = [self.parameters[i] for i in (range(len(self.parameters)) if indices is None else indices)]
-        work = [p for p in work if id(p.array) in self.missed]
+        every = range(len(self.parameters)) if indices is None else indices
+        found = [(i, self.parameters[i]) for i in every if id(self.parameters[i].array) in self.missed]
+        work = [p for _, p in found]
         clocks = {id(p): clock for p, clock in zip(self.parameters, self.clocks(), strict=True)}
         flush = is_on("flush_denormals", self.settings["flush_denormals"])
         for p in work:
             p.check_home()
-        for p in work:
+        for i, p in found:
             missed, (step, *_) = self.missed[id(p.array)], clocks[id(p)]
             for rows in missed.behind(int(step), p.array[:1].size):
-                stores, _ = made_up(self.rule, p, missed, rows, flush)
+                stores, _ = made_up(self.rule, p, missed, rows, flush, self._draw(i, step))
                 commit([*stores, (missed.row_step, rows, step)])
             self.missed = {key: each for key, each in self.missed.items() if each is not missed}
-        tell_torch([p.given for p in work if p.home is not None])
+        tell_torch([given for p in work for given, _ in p.homes])
+
+    def _draw(self, i: int, step: float) -> Draw | None:
+        """The stochastic rounding of a parameter at a step; None where numbers are rounded to nearest."""
+        if self.settings["rounding"] != "stochastic":
+            return None
+        return Draw(checked_seed(self.settings["seed"]), i, 0, int(step))
 
     def row_steps(self, p: Parameter, step: int) -> dict[str, Array]:
         """The last step of each row of a parameter that has made so many, as a state shows it; none if it is lazy."""
@@ -563,7 +581,7 @@ class Stepper:
             rows = np.array(grad.indices, np.int64)
             behind = rows[missed.row_step[rows] < step]
             if behind.size:
-                made, unmade = made_up(self.rule, p, missed, behind, prepared.flush)
+                made, unmade = made_up(self.rule, p, missed, behind, prepared.flush, self._draw(i, step))
                 stores += made
                 undo += unmade
             factors = shrinkage(self.rule, now.h, tuple(row), p.real)
@@ -642,6 +660,7 @@ class Stepper:
             watch.keep(looks)
         active = [h for h in values if h is not None]
         repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
+        repeats = repeats and prepared.lazy and not self.missed  # what rows have missed is looked at in every step
         if repeats and not any(isinstance(a, Rows) and moves(g) for g, a in zip(plan.given, plan.grads, strict=True)):
             homes = [each for p in self.tensors for each in p.homes]
             moving = [(g, home) for g in plan.given if (home := home_of(g)) is not None]

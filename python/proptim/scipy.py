@@ -41,7 +41,17 @@ MAXITER = 15_000
 """Default of L-BFGS-B; the 200 steps per variable of BFGS assume its line search."""
 DIFFERENCE = float(np.sqrt(np.finfo(float).eps))
 """Of finite differences, as in BFGS and L-BFGS-B."""
-POINTLESS = {"grads", "publish", "maximize", "nonfinite", "max_skips", "zero_grads", "master", "cast_grads", "lazy_rows"}
+POINTLESS = {
+    "grads",
+    "publish",
+    "maximize",
+    "nonfinite",
+    "max_skips",
+    "zero_grads",
+    "master",
+    "cast_grads",
+    "lazy_rows",
+}
 """Options of `Optimizer` that make no sense here: the method computes the gradient, minimizes, and ends at a NaN."""
 
 # Status numbers and messages of BFGS, and that of `minimize` for a callback.
