@@ -53,14 +53,22 @@ def named() -> list[str]:
     return [name for name in VARIABLES if os.environ.get(name)]
 
 
+def runs_python(item) -> bool:
+    """Whether a fixture below has chosen one of the backends without instruction sets and threads for it."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return any(isa is None for _, isa in (params[name] for name in ("backend", "contestant") if name in params))
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     """Tests that go through all variants themselves run only if the environment selects none.
 
-    Those with the fixtures below do so too for backends.
+    Those with the fixtures below do so too for backends, of which only "c" has instruction sets and threads.
     """
     once = {item for item in items if named() and item.get_closest_marker("once")}
     if "PROPTIM_BACKEND" in named():
         once |= {item for item in items if {"backend", "contestant"} & {*item.fixturenames}}
+    elif named():
+        once |= {item for item in items if runs_python(item)}
     if once:
         config.hook.pytest_deselected(items=[item for item in items if item in once])
         items[:] = [item for item in items if item not in once]
