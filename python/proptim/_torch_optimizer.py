@@ -13,7 +13,7 @@ import torch
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
 from proptim._formats import Steps
-from proptim._options import SETTINGS, as_shown
+from proptim._options import ROW_OPTIONS, SETTINGS, as_shown
 from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
@@ -262,7 +262,7 @@ class Door(torch.optim.Optimizer):
             if not isinstance(group, Mapping):
                 return  # torch says what is wrong
             for key in group:
-                if key in Rule.known and key not in self._hyper and key not in own:
+                if key in Rule.known and key not in self._hyper and key not in own and key not in ROW_OPTIONS:
                     raise ValueError(f"{label} has the hyperparameter {key!r}, unknown to {name}; {expected}")
             for key, value in self._hyper.items():
                 # Without one that is 0, False or None by default it is off, as in a run of torch.optim.SparseAdam.
