@@ -699,7 +699,7 @@ def step_slot(slot: Slot, crew: Crew) -> None:
 def several_processes() -> bool:
     """Whether other processes may add their gradients to those of this one."""
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
 def held(value: Any) -> Any:
