@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,6 +94,28 @@ def test_hyperparameters_of_another_class():
     saved["state"][0] = {}  # of a parameter that has made no step
     opt.load_state_dict(saved)
     assert not opt.state[p]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_state_of_an_optimizer_of_arrays(name):
+    """It loads, also after steps of rows; but not where other rows have yet to catch up."""
+    given, p = torch.ones(3, 2), torch.nn.Parameter(torch.ones(3, 2))
+    arrays = getattr(proptim, name)([given])
+    arrays.step([proptim.Rows([1], np.ones((1, 2), np.float32))], **({"loss": 1.0} if name == "Rprop" else {}))
+    opt = getattr(proptim.torch, name)([p])
+    saved = arrays.state_dict()
+    saved["param_groups"][0].pop("variant", None)
+    opt.load_state_dict(saved)
+    p.grad = torch.ones(3, 2)
+    opt.step()
+    before = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["lazy_rows"] = False
+    with pytest.raises(ValueError, match=r"^Invalid lazy_rows: False \(expected True: in proptim.torch the other rows"):
+        opt.load_state_dict(saved)
+    torch.testing.assert_close(opt.state_dict(), before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"^Invalid lazy_rows: False"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lazy_rows": False})
+    assert len(opt.param_groups) == 1
 
 
 def test_names_of_the_user_stay():

@@ -97,10 +97,15 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_no_option(group: dict[str, Any]) -> None:
-    """Raise ValueError for an option of the whole optimizer in a group, where it would have no effect."""
+    """Raise ValueError for an option in a group where it would have no effect."""
     for key in OPTIONS:
         if key in group:
             raise ValueError(f"{key} is an option of the whole optimizer; expected it as a keyword, not in a group")
+    if not is_on("lazy_rows", group.get("lazy_rows", True)):
+        raise ValueError(
+            "Invalid lazy_rows: False (expected True: in proptim.torch the other rows do not catch up; an optimizer of "
+            "arrays is saved for it after catch_up() and with lazy_rows=True)"
+        )
 
 
 class Door(torch.optim.Optimizer):

@@ -442,7 +442,10 @@ class Sharded:
             return
         for p, grad in front.bound():
             if isinstance(grad, Rows):
-                raise TypeError(f"{p.grad_label} is Rows; expected an array, to which those of other ranks are added")
+                raise TypeError(
+                    f"{p.grad_label} has only some rows; expected an array of all, to which the gradients of the other "
+                    "ranks are added: fill in zeros"
+                )
             if stepper.plan.written.meet(*byte_bounds(grad)):
                 check_disjoint([(p.grad_label, grad)], state_arrays(stepper.parameters))
         wanted = exchange.see(grads)
