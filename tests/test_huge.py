@@ -102,3 +102,66 @@ def test_norm(huge):
     for g in windows(grad):
         g[:] = np.random.default_rng(1).integers(-8, 9, WINDOW)
     assert proptim.global_norm([grad]) == math.sqrt(sum(float((g * g).sum()) for g in windows(grad)))
+
+
+def rows_in_windows(width, length):
+    """Rows of a table of this width that lie in the windows as a whole, of which the last is the last row that does."""
+    found = []
+    for first in WATCHED:
+        low, high = -(-first // width), min((first + WINDOW) // width, length)
+        found += [low, (low + high) // 2, high - 1]
+    return np.array(found)
+
+
+def test_numbers_of_rows(huge):
+    """Rows are found by an index beyond 2**31, or by an offset beyond it, and no other memory is written."""
+    for width, step, threads in ((1, 1, 1), (1, -1, 3), (64, 1, 3), (64, -1, 1)):
+        length = SIZE // width
+        arrays = [array[: length * width] for array in huge]
+        if width > 1:
+            arrays = [array.reshape(length, width) for array in arrays]
+        rng = np.random.default_rng(width)
+        for p, g in zip(*map(windows, huge), strict=True):
+            p[:], g[:] = rng.standard_normal(WINDOW), rng.integers(1, 9, WINDOW)
+        places = rows_in_windows(width, length)
+        assert places[-1] * width > 2**31
+        before = [[w.copy() for w in windows(array)] for array in huge]
+        small = [array[places].copy() for array in arrays]
+        order = rng.permutation(np.append(np.arange(len(places)), [len(places) - 1, 0]))
+        values = rng.standard_normal((len(order), *arrays[0].shape[1:])).astype(np.float32)
+        proptim.functional.adagrad(small[0], proptim.Rows(order, values), small[1], lr=0.5, backend="numpy")
+        indices = places[order] if step == 1 else length - 1 - places[order]
+        table, total = (array[::step] for array in arrays)
+        proptim.functional.adagrad(table, proptim.Rows(indices, values), total, lr=0.5, backend="c", threads=threads)
+        for array, expected in zip(arrays, small, strict=True):
+            assert array[places].tobytes() == expected.tobytes(), (width, step)
+        touched = (places[:, None] * width + np.arange(width)).reshape(-1)
+        for array, old in zip(huge, before, strict=True):
+            for window, kept, first in zip(windows(array), old, WATCHED, strict=True):
+                rest = np.ones(WINDOW, bool)
+                rest[touched[(touched >= first) & (touched < first + WINDOW)] - first] = False
+                assert (window[rest] == kept[rest]).all(), (width, step, first)
+        assert not huge[0][2**30 : 2**30 + CHUNK].any()
+        with pytest.raises(ValueError, match=f"indices of grad has {length} at place 0; expected 0 to {length - 1}"):
+            proptim.functional.adagrad(table, proptim.Rows([length], values[:1]), total, lr=0.5, backend="c")
+
+
+def test_rows_that_catch_up(huge):
+    """What a row beyond 2**31 weights has missed is made up when it is stepped again."""
+    width = 1024
+    length = SIZE // width
+    table = huge[0][: length * width].reshape(length, width)
+    rng = np.random.default_rng(0)
+    for p in windows(huge[0]):
+        p[:] = rng.standard_normal(WINDOW)
+    places = rows_in_windows(width, length)
+    small = table[places].copy()
+    options = {"lr": 0.5, "weight_decay": 0.25, "lazy_rows": False}
+    opts = [proptim.SGD([table], backend="c", **options), proptim.SGD([small], backend="numpy", **options)]
+    for order in (np.arange(3), np.array([len(places) - 1, 0]), np.arange(len(places))):
+        values = rng.standard_normal((len(order), width)).astype(np.float32)
+        for opt, rows in zip(opts, (places[order], order), strict=True):
+            opt.step([proptim.Rows(rows, values)])
+    assert table[places].tobytes() == small.tobytes()
+    assert (opts[0].state[0]["row_step"][places] == 3).all()
+    assert opts[0].state[0]["row_step"].sum() == 3 * len(places)
