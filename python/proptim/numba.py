@@ -6,6 +6,10 @@ read in place; then by keyword `step`, counted from 1, the hyperparameters of th
 that belong to one array.
 The bits are those of the optimizer objects.
 
+``proptim.numba.rmsprop_rows(param, indices, values, square_avg, step=step)`` steps the rows of `param` that `indices`
+names, an array of integers: ``values[i]`` is the gradient of ``param[indices[i]]``, as in `proptim.Rows`, and those of
+a row that occurs several times are added up. It makes copies of these rows, and leaves all others alone.
+
 ``proptim.numba.rmsprop`` is the Python text of the rule, compiled into the caller; ``proptim.numba.c.rmsprop`` is the
 same call into the compiled core. Called from Python both are `proptim.functional`, and there
 ``proptim.numba.rmsprop.init(param)`` makes the state arrays.
@@ -24,9 +28,11 @@ array([ 0.0321, -1.4721])
 from __future__ import annotations
 
 import ctypes
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +64,7 @@ except ModuleNotFoundError as error:
 
 from proptim import OPTIMIZERS, _backend, _formats, functional
 from proptim._arrays import Array, Bits, as_array
+from proptim._rows import Rows
 from proptim.rule import LARGEST, Rule
 
 # What the core is to LLVM: a symbol, for code with an address in it cannot be cached. Always there, because to call one
@@ -83,14 +90,18 @@ APART = ("rounding", "seed", "threads", "backend")
 class Step(functional.OneShot):
     """The step of one optimizer, for Python and for code that Numba compiles."""
 
+    suffix = ""
+    given: tuple[str, ...] = ("grad",)
+    """The arguments that are the gradient; the last of them are its numbers."""
+
     def __init__(self, optimizer: type[Rule], backend: str | None) -> None:
         super().__init__(optimizer)
+        self.__name__ += self.suffix
         self.backend = backend
         self.place = self.__name__ if backend is None else f"{backend}.{self.__name__}"
         self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.numba`."
         self.keywords = {name: value for name, value in self.keywords.items() if name not in APART}
         self.__signature__ = self._signature()
-        self.entry = self._entry()
         self.type = StepType(self)
 
     def __repr__(self) -> str:
@@ -117,12 +128,15 @@ class Step(functional.OneShot):
         except TypeError as error:
             raise TypingError(f"proptim.numba.{self.place}: {error}; expected {self.__signature__}") from None
         param = given["param"]
-        for name in ("param", "grad", *self.optimizer.states, "master"):
+        for name in ("param", *self.given, *self.optimizer.states, "master"):
             kind = given.get(name, types.none)
             if kind is types.none and (name in self.optimizer.optional or name == "master"):
                 continue
+            if name == "indices":
+                check_indices(kind, param)
+                continue
             check_type(name, kind, param, cast="cast_grads" in given)
-            if not all(plane.mutable for plane in planes_of(kind)) and (name != "grad" or "zero_grads" in given):
+            if not all(plane.mutable for plane in planes_of(kind)) and (name not in GRADIENTS or "zero_grads" in given):
                 raise TypingError(f"{name} is read-only; expected a writable array")
         for name, kind in given.items():
             like = 1 if name == "step" and kind is not types.none else self.keywords.get(name)
@@ -130,7 +144,8 @@ class Step(functional.OneShot):
                 raise TypingError(f"{name} is {kind}; expected the like of {like!r}, and no schedule")
         return self.entry
 
-    def _entry(self) -> Callable[..., None]:
+    @cached_property
+    def entry(self) -> Callable[..., None]:
         """What is compiled: a function with our parameters written out, for Numba has no `**`."""
         run = run_core if self.backend == "c" else run_text
         known: dict[str, Any] = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
@@ -138,19 +153,23 @@ class Step(functional.OneShot):
         known |= {"same_shape": same_shape, "apart": apart, "check": check, "inf": math.inf}
         known |= {"float64": np.float64, "within": within, "in_dtype": in_dtype}
         known |= {"mastered": mastered, "first": first}
+        known |= {"copied": copied, "are_rows": are_rows, "fits_rows": fits_rows, "summed": summed, "zero": zero}
+        known |= {"over": over, "taken": taken, "put_rows": put_rows}
         text = "\n    ".join(self._lines())
         exec(compile(text, f"<proptim.numba.{self.place}>", "exec"), known)
         entry: Callable[..., None] = known[self.__name__]
         return entry
 
     def _lines(self) -> Iterator[str]:
-        optional, arrays = self.optimizer.optional, ["param", "grad", *self.optimizer.states]
-        parameters = [f"{name}=None" if name in optional else name for name in arrays]
+        optional, states, numbers = self.optimizer.optional, self.optimizer.states, self.given[-1]
+        arrays = ["param", numbers, *states]
+        parameters = [f"{name}=None" if name in optional else name for name in ("param", *self.given, *states)]
         parameters += [f"{name}={default!r}" for name, default in self.keywords.items()]
         yield f"def {self.__name__}({', '.join(parameters)}):"
         yield "if step is not None and step < 1:"
         yield "    raise ValueError('step is below 1; expected the number of this step, counted from 1')"
-        for name in (*arrays[1:], "master"):
+        yield from self._fit()
+        for name in (*states, "master"):
             yield f"if not same_shape({name}, param):"
             yield f"    raise ValueError('{name} has not the shape of param; expected it')"
         for name in self.optimizer.never_zero:
@@ -176,13 +195,34 @@ class Step(functional.OneShot):
         loss = "loss" if self.losses else "None"
         more = "float64(grad_scale), int(zero_grads), int(flush_denormals)"
         yield f"coefs, stages = numbers(h, 2 if step is None else step, {clock}, {loss}, {more})"
-        yield "check(coefs, stages, param, grad, cast_grads)"
+        yield f"check(coefs, stages, param, {numbers}, cast_grads)"
+        yield from self._before()
+        when = "if"
         for on in itertools.product((True, False), repeat=len(optional)):
             off = [name for name, used in zip(optional, on, strict=True) if not used]
             used = " and ".join(switch for name, switch in optional.items() if name not in off)
-            yield f"if {used or True}:"
-            used_arrays = ["None" if name in off else name for name in arrays[1:]]
-            yield f"    return run((mastered(param, master), {', '.join(used_arrays)}), coefs, stages)"
+            yield f"{when} {used or True}:"
+            stepped = zip(("param", numbers, *states), self._stepped(), strict=True)
+            yield f"    run(({', '.join('None' if name in off else each for name, each in stepped)}), coefs, stages)"
+            when = "elif"
+        yield from self._after()
+
+    def _stepped(self) -> list[str]:
+        """The arrays that are stepped: the parameter, its gradient and the state."""
+        return ["mastered(param, master)", "grad", *self.optimizer.states]
+
+    def _before(self) -> Iterator[str]:
+        """What is done before the step, once all arguments have been checked."""
+        yield from ()
+
+    def _after(self) -> Iterator[str]:
+        """What is done after it."""
+        yield from ()
+
+    def _fit(self) -> Iterator[str]:
+        """Checks of the gradient."""
+        yield "if not same_shape(grad, param):"
+        yield "    raise ValueError('grad has not the shape of param; expected it')"
 
     def _range(self, name: str, default: Any) -> Iterator[str]:
         """Checks for numbers that are out of range, also when rounded to the dtype in which the rule computes."""
@@ -195,6 +235,52 @@ class Step(functional.OneShot):
             yield f"if not within(number, {legal(self.optimizer, name, i)}){vanishes}:"
             like = f"expected one that proptim.{self.optimizer.__name__} takes"
             yield f"    raise ValueError('{label} is out of range in the dtype of param; {like}')"
+
+
+class RowsStep(Step):
+    """The step of some rows, whose gradient is in two arrays: the indices of rows, and a gradient for each."""
+
+    suffix = "_rows"
+    given = ("indices", "values")
+
+    def _signature(self) -> inspect.Signature:
+        parameters = [*super()._signature().parameters.values()]
+        parameters[1:2] = [parameters[1].replace(name=name) for name in self.given]
+        return inspect.Signature(parameters, return_annotation=None)
+
+    def __call__(self, param: Any, indices: Any, values: Any, *state: Any, **keywords: Any) -> None:  # type: ignore[override]
+        super().__call__(param, Rows(indices, unwrapped(values)), *state, **keywords)
+
+    def _fit(self) -> Iterator[str]:
+        yield "indices = copied(indices)"  # what is written to it from now on is not seen
+        yield "if not fits_rows(values, indices, param):"
+        yield "    raise ValueError('values has another shape; expected a row of param for each of indices')"
+        yield "if not are_rows(indices, len(first(param))):"
+        yield "    raise ValueError('indices has one that is no row of param; expected 0 to len(param) - 1')"
+
+    def _stepped(self) -> list[str]:
+        return ["parts[0]", "grad", *(f"parts[{i + 1}]" for i in range(len(self.optimizer.states)))]
+
+    def _before(self) -> Iterator[str]:
+        yield "rows, grad = summed(param, indices, values)"
+        yield "if zero_grads:"
+        yield "    zero(values)"
+        yield f"arrays = ({', '.join(['mastered(param, master)', *self.optimizer.states])},)"
+        yield "parts = over(taken, arrays, rows, None)"
+
+    def _after(self) -> Iterator[str]:
+        yield "put_rows(arrays, parts, rows)"
+
+
+GRADIENTS = (Step.given[-1], RowsStep.given[-1])
+
+
+def check_indices(kind: Any, param: Any) -> None:
+    """Raise TypingError unless an array of this type can be the indices of rows of that parameter."""
+    if not isinstance(kind, types.Array) or not isinstance(kind.dtype, types.Integer) or kind.ndim != 1:
+        raise TypingError(f"indices is {kind}; expected an array of integers of one dimension")
+    if planes_of(param) and planes_of(param)[0].ndim == 0:
+        raise TypingError("param has no dimension, and so no rows to have a gradient; expected an array with one")
 
 
 def check_type(name: str, kind: Any, param: Any, cast: bool) -> None:
@@ -214,9 +300,9 @@ def check_type(name: str, kind: Any, param: Any, cast: bool) -> None:
         made is None and not (isinstance(kind, types.Array) and kind.dtype in (types.float32, types.float64))
     ):
         raise TypingError(f"{name} is {kind}; expected an array of float32 or float64, or {words} for one of 16 bits")
-    elif made is None and name == "grad" and kind.dtype.bitwidth > real.bitwidth and not cast:
-        raise TypingError(f"grad is {kind}; expected {real}: use .astype, or pass cast_grads=True")
-    elif made is None and name not in ("grad", "param") and kind.dtype != real:
+    elif made is None and name in GRADIENTS and kind.dtype.bitwidth > real.bitwidth and not cast:
+        raise TypingError(f"{name} is {kind}; expected {real}: use .astype, or pass cast_grads=True")
+    elif made is None and name not in (*GRADIENTS, "param") and kind.dtype != real:
         raise TypingError(f"{name} is {kind}; expected {real}, in which the rule computes for param: use .astype")
     if planes_of(kind)[0].ndim != planes_of(param)[0].ndim:
         dimensions = f"{planes_of(param)[0].ndim}, those of param"
@@ -351,7 +437,9 @@ def _check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> C
 
     def check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> None:
         if not (fits_grad or cast_grads):
-            raise ValueError("grad is float64 and param is not; expected cast_grads to be True, or another dtype")
+            raise ValueError(
+                "the gradient is float64 and param is not; expected cast_grads to be True, or another dtype"
+            )
         decay, scale, _, l2, _, _ = stages
         for value in (*coefs, decay, scale, l2):
             if not -largest < value < largest:
@@ -463,6 +551,120 @@ def run_text(optimizer: type[Rule]) -> Callable[..., None]:
         return rows
 
     return run
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def copied(indices: Any) -> Any:
+    """Indices of any type; those that are none of int64 are negative in it."""
+    return indices.astype(np.int64)
+
+
+@compiled
+def are_rows(indices: Any, length: Any) -> Any:
+    return len(indices) == 0 or (indices.min() >= 0 and indices.max() < length)
+
+
+def fits_rows(values: Any, indices: Any, param: Any) -> Any:
+    """Whether there is a row of the parameter for each index."""
+
+
+@means(fits_rows)
+def _fits_rows(values: Any, indices: Any, param: Any) -> Callable[..., Any]:
+    if planes_of(param)[0].ndim == 1:
+        return lambda values, indices, param: len(first(values)) == len(indices)
+    return lambda values, indices, param: (
+        len(first(values)) == len(indices) and first(values).shape[1:] == first(param).shape[1:]
+    )
+
+
+@compiled
+def rows_of(plane: Any, rows: Any) -> Any:
+    return plane[rows]
+
+
+@compiled
+def taken(array: Any, rows: Any) -> Any:
+    """A copy of these rows of an array."""
+    return planewise(rows_of, array, rows)
+
+
+def put_rows(arrays: Any, parts: Any, rows: Any) -> None:
+    """Copy the rows back to each plane of each array, of which some are None."""
+
+
+@means(put_rows)
+def _put_rows(arrays: Any, parts: Any, rows: Any) -> Callable[..., None]:
+    if not len(arrays):
+        return lambda arrays, parts, rows: None
+    if isinstance(arrays[0], types.NoneType):
+        return lambda arrays, parts, rows: put_rows(arrays[1:], parts[1:], rows)
+    if format_of(arrays[0]):
+
+        def planes(arrays: Any, parts: Any, rows: Any) -> None:
+            put_rows(tuple(arrays[0]), tuple(parts[0]), rows)
+            put_rows(arrays[1:], parts[1:], rows)
+
+        return planes
+
+    def both(arrays: Any, parts: Any, rows: Any) -> None:
+        for k in range(len(rows)):
+            arrays[0][rows[k]] = parts[0][k]
+        put_rows(arrays[1:], parts[1:], rows)
+
+    return both
+
+
+def summed(param: Any, indices: Any, values: Any) -> Any:
+    """The rows that have a gradient, ascending, and the gradient of each, as `Rows.summed`."""
+
+
+@means(summed)
+def _summed(param: Any, indices: Any, values: Any) -> Callable[..., Any]:
+    real = np.float64 if real_of(param) == types.float64 else np.float32
+
+    def summed(param: Any, indices: Any, values: Any) -> Any:
+        order = np.argsort(indices, kind="mergesort")  # stable: those of a row stay in their order
+        rows, width = np.empty(len(indices), np.int64), first(values).size // max(1, len(indices))
+        flat, sums, count = dense(values), np.empty(len(indices) * width, real), 0
+        for k in order:
+            if count == 0 or rows[count - 1] != indices[k]:
+                rows[count] = indices[k]
+                for j in range(width):
+                    sums[count * width + j] = load(flat, k * width + j, real(0))
+                count += 1
+            else:
+                for j in range(width):
+                    sums[(count - 1) * width + j] += load(flat, k * width + j, real(0))
+        return rows[:count], sums[: count * width].reshape((count, *first(param).shape[1:]))
+
+    return summed
+
+
+@compiled
+def dense(array: Any) -> Any:
+    """The elements of an array in one row, copied if they are not."""
+    return planewise(dense_of, array, None)
+
+
+@compiled
+def dense_of(plane: Any, _: Any) -> Any:
+    return np.ascontiguousarray(plane).reshape(plane.size)
+
+
+def zero(array: Any) -> None:
+    """Set the numbers of a gradient to zero; a read-only one has been refused where that is asked for."""
+
+
+@means(zero)
+def _zero(array: Any) -> Callable[..., None]:
+    def set_to_zero(array: Any) -> None:
+        first(array)[...] = 0
+
+    (plane,) = planes_of(array)
+    return set_to_zero if plane.mutable else lambda array: None
 
 
 def place(array: Any, param: Any) -> Any:
@@ -647,9 +849,12 @@ def _unbox(kind: Any, step: Any, c: Any) -> Any:
 
 untyped.extending.unbox(StepType)(_unbox)
 
-globals().update({name: Step(optimizer, None) for name, optimizer in OPTIMIZERS.items()})
+STEPS = (Step, RowsStep)
+globals().update(
+    {name + kind.suffix: kind(optimizer, None) for name, optimizer in OPTIMIZERS.items() for kind in STEPS}
+)
 c = ModuleType("proptim.numba.c", "The steps of `proptim.numba` by the compiled core.")  # Numba looks into modules
-vars(c).update({name: Step(optimizer, "c") for name, optimizer in OPTIMIZERS.items()})
+vars(c).update({name + kind.suffix: kind(optimizer, "c") for name, optimizer in OPTIMIZERS.items() for kind in STEPS})
 
 
 def __getattr__(name: str) -> Any:
