@@ -21,10 +21,10 @@ enum {
      */
     BLOCK = 4096,
     /*
-     * Parts begin and end on multiples of this many elements from the array's start: 4 or 8 cache lines, and 2 of a
-     * plane of 16 bits.
+     * Parts begin and end on multiples of this many elements from the array's start: those that share a scale, and
+     * whole cache lines of any plane.  A block has a whole number of them.
      */
-    UNIT = 64,
+    UNIT = PROPTIM_QUANTA,
     /*
      * Elements of a row from which on the rule is called on each row where it lies.  A call takes as long as some 16
      * elements; shorter rows are copied together into blocks.
@@ -142,8 +142,8 @@ static void find_planes(const proptim_segment *s, const proptim_table *table, in
 {
     const proptim_plane_array *a = &s->arrays[j];
     for (int p = 0; p < 2 && a->planes[p]; p++) {
-        if (dense) {
-            found[p] = (char *)a->planes[p] + begin * proptim_itemsize(s->dtype, a->format, p);
+        if (dense || proptim_shared(a->format, p)) {
+            found[p] = proptim_plane_at(s->dtype, a, p, begin);
         } else {
             found[p] = rooms[p];
             if (gathers) copy_plane(s, table, j, p, begin, size, rooms[p], 1);
@@ -289,7 +289,7 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
                 step->isa->stores[to->format][dtype](operands, size);
             }
             for (int p = 0; p < 2 && to->planes[p] && !(dense >> j & 1); p++)
-                copy_plane(s, table, j, p, begin, size, operands[1 + p], 0);
+                if (!proptim_shared(to->format, p)) copy_plane(s, table, j, p, begin, size, operands[1 + p], 0);
         }
     }
 #undef RUN_STAGE

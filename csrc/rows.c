@@ -119,6 +119,7 @@ void proptim_rows_ahead(const proptim_table *table, struct proptim_ahead *ahead)
     for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
         for (int p = 0; p < 2 && s->arrays[j].planes[p]; p++) {
             const size_t bytes = s->size * proptim_itemsize(s->dtype, s->arrays[j].format, p);
+            if (proptim_shared(s->arrays[j].format, p)) continue; /* of all rows */
             const int i = ahead->count++;
             ahead->planes[i].first = proptim_row_at(table, j, p, 0);
             ahead->planes[i].stride = table->strides[j][p];

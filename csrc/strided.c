@@ -29,12 +29,12 @@ enum {
     STRIDES                          /* of planes, and then those of the index */
 };
 
-/* The strides of plane k, or of the index in C order; NULL where it is absent. */
+/* The strides of plane k, or of the index in C order; NULL where it has none or is absent. */
 static ptrdiff_t *strides_of(const proptim_segment *s, int k)
 {
     if (k == PLANES) return s->order;
     const proptim_plane_array *a = &s->arrays[k / 2];
-    return a->planes[k % 2] ? a->strides[k % 2] : NULL;
+    return a->planes[k % 2] && !proptim_shared(a->format, k % 2) ? a->strides[k % 2] : NULL;
 }
 
 /* Exchange, drop or merge an axis in the shape and in every plane's strides. */
@@ -71,9 +71,14 @@ static void drop_axes(proptim_segment *s)
     s->ndim = s->size ? ndim : 0;
 }
 
-/* The order of elements does not matter to a rule: visit the parameters in the order of their addresses. */
+/*
+ * The order of elements does not matter to a rule: visit the parameters in the order of their addresses.  It matters to
+ * formats with a scale for each block: these stay in C order.
+ */
 static void order_axes(proptim_segment *s)
 {
+    for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++)
+        if (s->arrays[j].format == PROPTIM_INT8 || s->arrays[j].format == PROPTIM_SQUARES8) return;
     for (int d = 0; d < s->ndim; d++)
         if (s->arrays[PROPTIM_PARAMS].strides[0][d] < 0)
             for (int k = 0; k < STRIDES; k++) {
@@ -182,7 +187,9 @@ static inline void copy(char *array, int ndim, const size_t *shape, const ptrdif
         size_t run = shape[last] - index[last];
         if (run > count) run = count;
         char *at = array;
-        if (itemsize == 2)
+        if (itemsize == 1)
+            for (size_t i = 0; i < run; i++, at += step, dense++) *(to_dense ? dense : at) = *(to_dense ? at : dense);
+        else if (itemsize == 2)
             for (size_t i = 0; i < run; i++, at += step, dense += 2)
                 memcpy(to_dense ? dense : at, to_dense ? at : dense, 2);
         else if (itemsize == 4)

@@ -13,6 +13,16 @@ enum { PROPTIM_DENSE_PLAIN = 2 * PROPTIM_DENSE + 1 };
 /* Bytes of an element of a plane. */
 size_t proptim_itemsize(proptim_dtype dtype, int format, int plane);
 
+/* Whether elements share those of a plane, which is then one dense run: blocks of them, or all. */
+static inline int proptim_shared(int format, int plane) { return plane == 1 && format >= PROPTIM_INT8; }
+
+/* Where a dense plane has what belongs to the elements from number `begin` on. */
+static inline void *proptim_plane_at(proptim_dtype dtype, const proptim_plane_array *a, int plane, size_t begin)
+{
+    if (proptim_shared(a->format, plane)) begin = a->format == PROPTIM_STEPS8 ? 0 : begin / PROPTIM_QUANTA;
+    return (char *)a->planes[plane] + begin * proptim_itemsize(dtype, a->format, plane);
+}
+
 /*
  * Copy elements start .. start + count, counted in C order, of an array with this shape and these byte strides, to
  * dense memory (gather) or from it (scatter).

@@ -26,6 +26,7 @@ extern "C" {
 
 enum {
     PROPTIM_ABI = 2,
+    PROPTIM_QUANTA = 256,    /* elements that share a scale in PROPTIM_INT8 and _SQUARES8 */
     PROPTIM_MAX_ARRAYS = 8,  /* RMSprop uses five: params, grads, three state arrays; the others are reserved */
     PROPTIM_MAX_COEFS = 16,  /* RMSprop uses eleven; the others are reserved for new rules */
     PROPTIM_MAX_STAGES = 16, /* the same, for new stages */
@@ -69,6 +70,15 @@ typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_
  *                         to the rounded float32 and never reads
  *   PROPTIM_FLOAT32       float32, where the rule computes in float64
  *   PROPTIM_FLOAT64       float64, where the rule computes in float32
+ *   PROPTIM_INT8, _SQUARES8
+ *                         where the rule computes in float32: averages in int8_t, and numbers that are never negative
+ *                         in uint8_t.  planes[0] has the elements in C order, as one dense run; planes[1] has a float
+ *                         for each PROPTIM_QUANTA of them, and for the fewer at the end: the largest size among them,
+ *                         of which codecs/bytes.h has the rest.  Zeros everywhere are zeros.  Not in tables.
+ *   PROPTIM_STEPS8        where the rule computes in float32: Rprop's state in uint8_t.  planes[1] has two floats, the
+ *                         largest step size and n: etas are powers of the n-th root of 2, and n is 1 to 4; see
+ *                         codecs/steps8.h.  proptim_rprop_steps8() is the code of a first step size.
+ * The second planes of the last three have no strides.
  */
 typedef enum proptim_format {
     PROPTIM_PLAIN,

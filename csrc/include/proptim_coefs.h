@@ -65,6 +65,19 @@ static inline double proptim_rprop_step_word(double lr, double step_min, double 
     return (lr < step_min ? step_min : lr > step_max ? step_max : lr) * 1237940039285380274899124224.0; /* 2**90 */
 }
 
+/*
+ * The same for state in PROPTIM_STEPS8: sets its grid, and returns the first code of all elements.  etas are powers of
+ * the n-th root of 2, for n of 1 to 4; sizes below step_max 2^(-84 / n) cannot be stored: pass a step_min of at least
+ * that to proptim_rprop_coefs_init().  lr is rounded to the nearest size of the grid.
+ */
+static inline uint8_t proptim_rprop_steps8(float grid[2], double lr, double step_max, int n)
+{
+    const double k = n * log2(step_max / lr) + 0.5;
+    grid[0] = (float)step_max;
+    grid[1] = (float)n;
+    return (uint8_t)(170 + (k < 0 ? 0 : k > 84 ? 84 : (int)k));
+}
+
 /* Not centered: grad_avg is NULL.  Without momentum: momentum_buffer is NULL. */
 static inline void proptim_rmsprop_coefs_init(proptim_rmsprop_coefs *coefs, double lr, double alpha, double eps,
                                               double momentum, int nesterov, int eps_inside_sqrt, int lr_in_momentum,

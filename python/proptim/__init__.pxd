@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint64_t
 cdef extern from "proptim.h" nogil:
     enum:
         PROPTIM_ABI
+        PROPTIM_QUANTA
         PROPTIM_MAX_ARRAYS
         PROPTIM_MAX_COEFS
         PROPTIM_MAX_STAGES
@@ -29,6 +30,7 @@ cdef extern from "proptim.h" nogil:
     proptim_format PROPTIM_BF16_MASTER, PROPTIM_F16_MASTER, PROPTIM_FLOAT32, PROPTIM_FLOAT64
     proptim_format PROPTIM_BF16_COPY, PROPTIM_F16_COPY
     proptim_rounding PROPTIM_NEAREST, PROPTIM_STOCHASTIC
+    proptim_format PROPTIM_INT8, PROPTIM_SQUARES8, PROPTIM_STEPS8
     proptim_ran PROPTIM_RAN_SERIAL, PROPTIM_RAN_PARALLEL, PROPTIM_RAN_FORKED
     ctypedef void *proptim_array
     ctypedef void proptim_kernel(void *const *arrays, const double *coefs, size_t n)

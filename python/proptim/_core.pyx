@@ -19,7 +19,7 @@ from proptim cimport *
 from numpy import ascontiguousarray, dtype, float16, float32, float64, int64, ndarray, uint16
 
 from proptim._environment import choice, unusable
-from proptim._formats import PAIRS, Mastered, Published, Split, Steps
+from proptim._formats import Int8, Mastered, PAIRS, Published, Split, Squares8, Steps, Steps8
 from proptim._numpy import busy
 from proptim._rows import Rows
 
@@ -244,6 +244,10 @@ cdef int dtype_of(Py_buffer *view) except -1:
     return PROPTIM_F64 if format_of(view, PROPTIM_F64) == PROPTIM_PLAIN else PROPTIM_F32
 
 
+COMPACT = {Int8: PROPTIM_INT8, Squares8: PROPTIM_SQUARES8, Steps8: PROPTIM_STEPS8}
+"""Class -> format of state in one byte."""
+
+
 cdef int format_of_pair(object pair, int first, int second, int dtype) except -1:
     """The proptim_format of an array of two planes, from the formats that each plane has by itself."""
     if type(pair) is Steps and first == second == PROPTIM_PLAIN:
@@ -270,6 +274,25 @@ cdef bint rounds(proptim_segment *s) noexcept:
         if j != PROPTIM_GRADS and s.arrays[j].format in (PROPTIM_BF16, PROPTIM_F16, PROPTIM_FLOAT32):
             return True
     return False
+
+
+cdef int format_of_compact(object pair, Py_buffer *code, Py_buffer *scale, int dtype) except -1:
+    """The proptim_format of state in one byte; its arrays are checked as its format needs it."""
+    cdef Py_ssize_t stride = 1, size = 1
+    cdef int d, form = COMPACT[type(pair)]
+    for d in range(code.ndim - 1, -1, -1):
+        if form != PROPTIM_STEPS8 and code.shape[d] != 1 and code.strides[d] != stride:
+            raise ValueError("codes of blocks have to be in C order")
+        stride *= code.shape[d]
+        size *= code.shape[d]
+    kind = (<bytes>code.format).lstrip(NATIVE) if code.format is not NULL else b"B"
+    if dtype != PROPTIM_F32 or kind != (b"b" if form == PROPTIM_INT8 else b"B"):
+        raise TypeError(f"{type(pair).__name__} of arrays whose dtypes do not go together")
+    if format_of(scale, PROPTIM_F32) != PROPTIM_PLAIN or scale.ndim != 1 or scale.strides[0] != 4:
+        raise TypeError("scales have to be a dense array of float32")
+    if scale.shape[0] != (2 if form == PROPTIM_STEPS8 else (size + PROPTIM_QUANTA - 1) // PROPTIM_QUANTA):
+        raise ValueError("codes and scales differ in size")
+    return form
 
 
 cdef bint is_bfloat16(object kind) except -1:
@@ -442,6 +465,11 @@ cdef class Plan:
                 if j == PROPTIM_PARAMS:
                     s.dtype = dtype_of(view)
                 check_shape(&self.buffers[i * PROPTIM_MAX_ARRAYS], view)
+                if type(array) in COMPACT:
+                    second = &self.seconds[i * PROPTIM_MAX_ARRAYS + j]
+                    PyObject_GetBuffer(array[1], second, flags)
+                    s.arrays[j].format = format_of_compact(array, view, second, s.dtype)
+                    continue
                 form = format_of(view, s.dtype)
                 if isinstance(array, PAIRS):
                     second = &self.seconds[i * PROPTIM_MAX_ARRAYS + j]
@@ -558,6 +586,7 @@ cdef class Plan:
                     s.arrays[j].strides[0][d] = view[j].strides[d]
             if holds(&second[j]):
                 s.arrays[j].planes[1] = second[j].buf
+            if holds(&second[j]) and s.arrays[j].format < PROPTIM_INT8:
                 for d in range(view.ndim):
                     s.arrays[j].strides[1][d] = second[j].strides[d]
         proptim_layout(s)
@@ -868,10 +897,13 @@ cdef class Plan:
             views[0] = &table.values if j == PROPTIM_GRADS else &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
             views[1] = &self.seconds[i * PROPTIM_MAX_ARRAYS + j]
             first.arrays[j].format = s.arrays[j].format
+            if s.arrays[j].format in (PROPTIM_INT8, PROPTIM_SQUARES8):
+                raise ValueError("rows of state in blocks cannot be stepped")
             for p in range(2):
                 first.arrays[j].strides[p] = <ptrdiff_t *>table.layout + (1 + 2 * j + p) * ndim
                 if holds(views[p]):
                     first.arrays[j].planes[p] = views[p].buf
+                if holds(views[p]) and (p == 0 or s.arrays[j].format < PROPTIM_INT8):
                     for d in range(ndim):
                         first.arrays[j].strides[p][d] = views[p].strides[d]
         first.arrays[PROPTIM_GRADS].format = format_of(&table.values, s.dtype)

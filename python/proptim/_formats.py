@@ -207,9 +207,139 @@ class Published(NamedTuple):
         return [(self.full, ..., values), (self.copy, ..., rounded(values, self.copy.dtype))]
 
 
-PAIRS = (Steps, Split, Mastered, Published)
-Pair = Steps | Split | Mastered | Published
-Stored = Array | Steps | Split | Mastered | Published
+# One byte -------------------------------------------------------------------------------------------------------------
+#
+# The twins of `csrc/codecs/bytes.h`, `int8.h`, `squares8.h` and `steps8.h`, where the formats are described. The bytes
+# of an array are in C order whatever its parameter is.
+
+QUANTA = 256
+"""Elements that share a scale."""
+LEAST_SCALE = np.float32(2.0**-109)
+CODES = (np.dtype(np.int8), np.dtype(np.uint8))
+"""The dtypes of codes of one byte."""
+
+
+class Int8(NamedTuple):
+    """Averages of either sign in one byte, and the scale of each block: the largest size in it."""
+
+    code: Array
+    scale: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        level = np.abs(self.code.astype(np.int32))
+        size = np.where(level == 128, np.float32(np.nan), _of_level(level, 127, self.scale))
+        return np.where((self.code < 0) & (level < 128), -size, size)
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        level, scale = _levels(values, 127)
+        code = np.where(np.isfinite(values), np.where(values < 0, -level, level), -128)
+        return [(self.code, ..., code.astype(np.int8)), (self.scale, ..., scale)]
+
+
+class Squares8(NamedTuple):
+    """Numbers that are never negative in one byte, 0 only where they are 0; and the scale of each block."""
+
+    code: Array
+    scale: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        level = self.code.astype(np.int32)
+        return np.where(level == 255, np.float32(np.nan), _of_level(level, 254, self.scale))
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        level, scale = _levels(values, 254)
+        code = np.where(np.isfinite(values), np.maximum(level, values > 0), 255)
+        return [(self.code, ..., code.astype(np.uint8)), (self.scale, ..., scale)]
+
+
+def _levels(values: Array, levels: int) -> tuple[Array, Array]:
+    """The level of each number, 0 of one that is not finite, and the scale of each block."""
+    size = np.abs(values)
+    finite = np.where(np.isfinite(size), size, np.float32(0)).reshape(-1)
+    blocks = -(-finite.size // QUANTA)
+    padded = np.zeros((blocks, QUANTA), np.float32)
+    padded.reshape(-1)[: finite.size] = finite
+    scale = np.maximum(padded.max(axis=1, initial=0), LEAST_SCALE)
+    square = padded * (np.float32(levels * levels) / scale)[:, None]
+    below = np.sqrt(square).astype(np.int32)
+    # Which part of the way from one square to the next is rounded up: to nearest, from one half on.
+    part = np.float32(0.5)
+    up = square - (below * below).astype(np.float32) > part * (2 * below + 1).astype(np.float32)
+    level = (below + up).reshape(-1)[: finite.size].reshape(values.shape)
+    return level, scale
+
+
+def _of_level(level: Array, levels: int, scale: Array) -> Array:
+    part = (level * level).astype(np.float32) * np.float32(1 / (levels * levels))
+    scales = np.repeat(scale, QUANTA)[: part.size].reshape(part.shape)
+    product: Array = part * scales
+    return product
+
+
+SIZES = 85
+"""Step sizes of Rprop in one byte."""
+GRID_ROOTS, GRID_MIDDLES = (
+    np.array([[float.fromhex(x) for x in (*row.split(), *["0x0p0"] * 4)[:4]] for row in rows], np.float32)
+    for rows in (
+        (
+            "0x1p0",
+            "0x1p0 0x1.6a09e6p-1",
+            "0x1p0 0x1.965feap-1 0x1.428a3p-1",
+            "0x1p0 0x1.ae89fap-1 0x1.6a09e6p-1 0x1.306fep-1",
+        ),
+        (
+            "0x1.6a09e6p0 0x1p1 0x1p1 0x1p1",
+            "0x1.306fep0 0x1.ae89fap0 0x1p1 0x1p1",
+            "0x1.1f59acp0 0x1.6a09e6p0 0x1.c823ep0 0x1p1",
+            "0x1.172b84p0 0x1.4bfdaep0 0x1.8ace54p0 0x1.d5818ep0",
+        ),
+    )
+)
+
+
+class Steps8(NamedTuple):
+    """The state word of Rprop in one byte, and the grid of all: the largest step size and the steps of an octave."""
+
+    code: Array
+    grid: Array
+
+    def load(self) -> Array:
+        """The word, in a new array."""
+        n = self._steps_of_octave()
+        code = self.code.astype(np.int32)
+        signs = np.minimum(code // SIZES, 2)
+        halvings, root = np.divmod(code - signs * SIZES, n)
+        size = self.grid[0] * GRID_ROOTS[n - 1][root] * np.ldexp(np.float32(1), -halvings)
+        word: Array = np.where(signs == 1, -size, size) * np.where(signs == 2, np.float32(FORGET), np.float32(1))
+        return word
+
+    def stores(self, values: Array) -> list[Store]:
+        """What the codes are to be set to; the grid stays."""
+        n = self._steps_of_octave()
+        size = np.abs(values)
+        known = size < np.float32(REMEMBERED)
+        ratio = size * np.where(known, np.float32(1), np.float32(1 / FORGET)) * (np.float32(1) / self.grid[0])
+        bits = np.asarray(ratio).view(np.uint32) & np.uint32(0x7FFFFFFF)
+        exponent = (bits >> np.uint32(23)).astype(np.int32) - 127
+        part = np.asarray((bits & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)).view(np.float32)
+        up = exponent * n + (part[..., None] > GRID_MIDDLES[n - 1]).sum(axis=-1, dtype=np.int32)
+        k = np.clip(-up, 0, SIZES - 1)
+        signs = np.where(known, np.signbit(values), 2)
+        return [(self.code, ..., (k + signs * SIZES).astype(np.uint8))]
+
+    def _steps_of_octave(self) -> int:
+        return 1 + int((self.grid[1] >= np.arange(2, 5)).sum())
+
+
+PAIRS = (Steps, Split, Mastered, Published, Int8, Squares8, Steps8)
+Pair = Steps | Split | Mastered | Published | Int8 | Squares8 | Steps8
+Compact = Int8 | Squares8 | Steps8
+"""State in one byte."""
+Stored = Array | Pair
 """A real array in any format."""
 
 

@@ -22,7 +22,7 @@ from proptim._arrays import (
     owner_of,
     real_view,
 )
-from proptim._formats import SIXTEEN, Mastered, Published, Split, Stored, arithmetic, loaded
+from proptim._formats import CODES, SIXTEEN, Mastered, Published, Split, Steps8, Stored, arithmetic, loaded
 from proptim._interrupts import Store, commit
 from proptim._rows import Rows, as_gradient, check_zeroed, is_matrix, values_of
 
@@ -114,7 +114,22 @@ class Parameter:
 
     def gradient(self, given: Any) -> Array | Rows:
         """View what a user handed in as its gradient."""
-        return as_gradient(given, self.grad_label, self.array, self.label)
+        grad = as_gradient(given, self.grad_label, self.array, self.label)
+        if isinstance(grad, Rows):
+            self.check_rows()
+        return grad
+
+    def check_rows(self) -> None:
+        """Raise ValueError if its state is in blocks, in which no row can be stepped by itself."""
+        rule = self.group.rule
+        if rule is not None and any(
+            a.dtype in CODES and rule.in_one_byte(n) is not Steps8 for n, a in self.state.items()
+        ):
+            raise ValueError(
+                f"{self.grad_label} is a gradient of rows, and the state of {self.label} is in int8, where 256 weights "
+                "of one block share a scale, rows that are not stepped among them; expected a whole gradient, or "
+                "state_dtype='bfloat16'"
+            )
 
     def numbers(self) -> Array:
         """Its real numbers as the rule sees them; those of its master, in a new array, if it has one."""
@@ -236,7 +251,7 @@ class Group(MutableMapping[str, Any]):
     Keys that are no hyperparameters, such as a name, are kept with their values unchanged.
     """
 
-    __slots__ = ("changes", "data", "dtypes", "rule", "settled", "stamp")
+    __slots__ = ("changes", "data", "dtypes", "fixed", "rule", "settled", "stamp")
 
     def __init__(
         self, items: Mapping[str, Any], rule: type[Rule] | None = None, changes: Changes | None = None
@@ -244,6 +259,8 @@ class Group(MutableMapping[str, Any]):
         self.rule, self.changes = rule, changes or Changes()
         self.dtypes: frozenset[str] = frozenset()
         """Names of the dtypes in which the rule computes for its parameters."""
+        self.fixed: frozenset[str] = rule.fixed if rule is not None else frozenset()
+        """Hyperparameters that cannot be changed."""
         self.stamp = object()
         """Every change replaces this object."""
         self.settled: tuple[object, Any] | None = None
@@ -265,7 +282,12 @@ class Group(MutableMapping[str, Any]):
 
     def check_key(self, key: str) -> None:
         """Raise ValueError for a key that cannot be set."""
-        if key == "params" or (self.rule is not None and key in self.rule.fixed):
+        if key in self.fixed and self.rule is not None and key not in self.rule.fixed:
+            raise ValueError(
+                f"{key!r} cannot be changed with state_dtype='int8', whose step sizes are on a grid that was made for "
+                "it; expected no change: make a new optimizer"
+            )
+        if key == "params" or key in self.fixed:
             raise ValueError(f"{key!r} has no effect after construction; expected no change: make a new optimizer")
         if key not in self.data and self.rule is not None and (why := self.rule.refused(key)):
             raise ValueError(why)

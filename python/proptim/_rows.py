@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from proptim._arrays import Array, as_array, attribute, check_writable, name_of, real_view
-from proptim._formats import Stored, arithmetic, first_nonfinite, numbers, planes, widened
+from proptim._formats import Steps8, Stored, arithmetic, first_nonfinite, numbers, planes, widened
 
 
 class Rows:
@@ -290,5 +290,7 @@ def taken(array: Stored | None, rows: Array) -> Any:
     """A copy of some rows of an array in any format."""
     if array is None:
         return None
+    if isinstance(array, Steps8):
+        return Steps8(array.code[rows], array.grid)
     found = [plane[rows] for plane in planes(array)]
     return type(array)(*found) if isinstance(array, tuple) else found[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,18 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import BFLOAT16, Array, as_array, name_of, real_view
-from proptim._formats import FLOAT32, SIXTEEN, arithmetic, empty, rounded, shown, widened
+from proptim._formats import CODES, FLOAT32, SIXTEEN, arithmetic, empty, rounded, shown, widened
 from proptim._parameters import Clock, Group, Parameter, at_step, frozen, is_schedule, listed
-from proptim._storage import dtype_of_state, plane_like
+from proptim._storage import (
+    SCALE,
+    compacted,
+    dtype_of_state,
+    is_compact,
+    named,
+    plane_like,
+    taken_compact,
+    uses_one_byte,
+)
 from proptim.rule import Rule
 
 MAX_COUNT = 2**63
@@ -53,7 +62,7 @@ def dump(rule: type[Rule], members: Members, counts: Mapping[str, Any]) -> dict[
         if parameters and parameters[0].name is not None:
             saved["param_names"] = [p.name for p in parameters]
         for p in parameters:
-            arrays = rule.show_state(p.state)
+            arrays = p.state if is_compact(p.state) else rule.show_state(p.state)
             copied = {n: shown(array.copy() if array is p.state.get(n) else array) for n, array in arrays.items()}
             master = {} if p.plane is None else {"master": p.numbers()}
             state[len(state)] = {**rule.show_clock(p.clock, p.state), **copied, **master}
@@ -76,17 +85,25 @@ def parse(rule: type[Rule], members: Members, saved: Any, state_dtype: Any, cast
         raise ValueError(f"state_dict has {len(saved['param_groups'])} parameter groups; expected {len(members)}")
     hyper, owners = [], {}
     for i, ((group, parameters), given) in enumerate(zip(members, saved["param_groups"], strict=True)):
-        hyper.append(_parse_group(rule, group, given, parameters, f"group {i} of state_dict"))
+        data = _parse_group(rule, group, given, parameters, f"group {i} of state_dict")
+        if uses_one_byte(rule, state_dtype):
+            data |= rule.held_in_one_byte(
+                rule.settled(data, _count(saved.get("steps", 0), "'steps' of state_dict")), data
+            )
+        hyper.append(data)
         for key, p in zip(given["params"], parameters, strict=True):
             if not isinstance(key, (int, str)) or key in owners:
                 raise ValueError(f'"params" in group {i} of state_dict has {short(key)}; expected one key a parameter')
-            owners[key] = p
+            owners[key] = p, data
     for key in saved["state"]:
         if key not in owners:
             raise ValueError(
                 f"state_dict has the state {short(key)}; expected the keys in its groups: {listed(owners)}"
             )
-    loaded = [_parse_state(rule, p, saved["state"].get(key, {}), key, state_dtype, cast) for key, p in owners.items()]
+    loaded = [
+        _parse_state(rule, p, data, saved["state"].get(key, {}), key, state_dtype, cast)
+        for key, (p, data) in owners.items()
+    ]
     most = max((p.clock[0] for p in loaded), default=0)
     stepped = saved.get("round", ())
     if not isinstance(stepped, (list, tuple)) or not all(type(i) is int and i in range(len(owners)) for i in stepped):
@@ -133,12 +150,19 @@ def _parse_group(
     return data
 
 
-def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dtype: Any, cast: bool) -> Parameter:
+def _parse_state(
+    rule: type[Rule], p: Parameter, h: Mapping[str, Any], entry: Any, key: Any, state_dtype: Any, cast: bool
+) -> Parameter:
     label = f"state {key!r} of state_dict"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{label} is {type(entry).__name__}; expected a dict")
     given: dict[str, Array] = {}
     plane = None
+
+    def kept_as(name: str) -> np.dtype[Any]:
+        return dtype_of_state(rule, state_dtype, rule.shown_from.get(name, name), p.array.dtype, p.array.size)
+
+    entry, compact = _parse_compact(rule, p, h, entry, kept_as, label, cast)
     for name, value in entry.items():
         if name in rule.clock_start or name == "row_step" or value is None:
             continue
@@ -149,14 +173,20 @@ def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dty
             plane = _parse_low(p, value, label, cast)
             continue
         array = as_array(value, f"{name!r} in {label}", bits=True)
-        kept = dtype_of_state(state_dtype, rule.shown_from.get(name, name), p.array.dtype)
-        given[name] = _in_dtype(array, kept, p, f"{name!r} in {label}", cast)
+        kept = kept_as(name)
+        if kept in CODES and not cast:
+            raise TypeError(
+                f"{name!r} in {label} is {name_of(array.dtype)}; expected int8, in which the state of {p.label} is "
+                "kept: pass cast=True to have it rounded"
+            )
+        given[name] = _in_dtype(array, FLOAT32 if kept in CODES else kept, p, f"{name!r} in {label}", cast)
         numbers = widened(real_view(given[name]), p.real)
         if name in rule.squares and (numbers < 0).any():
             raise ValueError(f"{name!r} in {label} has negative elements; expected none in what is made of squares")
     if plane is None and p.plane is not None:  # the weights are the master
         plane = plane_like(p.array, p.plane.dtype, widened(p.array, FLOAT32))
     state = rule.read_state(given) if given else {}
+    state |= {name: array for name, array in compact.items() if name in rule.states}
     for name in state:
         if name not in rule.states:
             raise ValueError(
@@ -166,6 +196,10 @@ def _parse_state(rule: type[Rule], p: Parameter, entry: Any, key: Any, state_dty
     for name in rule.states:
         if state and name not in state and name not in rule.optional:
             raise ValueError(f"{label} has no {name!r}; expected every state array of {rule.__name__}")
+    for name in [*state]:
+        if kept_as(name) in CODES and name not in compact:
+            state |= compacted(rule, h, name, state[name])
+    state |= compact
     if (
         not state
         and len(rule.states) > len(rule.optional)
@@ -196,6 +230,36 @@ def _check_row_step(p: Parameter, given: Any, step: int, label: str) -> None:
             f"{label} is {array[at]} at index {at}; expected {step}, the step of {p.label}: state_dict() lets all rows "
             "catch up before it saves them"
         )
+
+
+def _parse_compact(
+    rule: type[Rule],
+    p: Parameter,
+    h: Mapping[str, Any],
+    entry: Mapping[Any, Any],
+    kept_as: Callable[[str], np.dtype[Any]],
+    label: str,
+    cast: bool,
+) -> tuple[dict[Any, Any], dict[str, Array]]:
+    """State in one byte: the entry without it, or with it in float32 where it is kept otherwise; and what is kept."""
+    rest = dict(entry)
+    compact: dict[str, Array] = {}
+    for name, value in entry.items():
+        if name not in rule.states or str(getattr(value, "dtype", "")).removeprefix("torch.") not in ("int8", "uint8"):
+            continue
+        code, scale = np.asarray(rest.pop(name)), rest.pop(name + SCALE, None)
+        one_byte = kept_as(name) in CODES
+        if not one_byte and not cast:
+            raise TypeError(
+                f"{name!r} in {label} is {code.dtype.name}; expected {name_of(kept_as(name))}, in which the state of "
+                f"{p.label} is kept: pass cast=True to have it widened"
+            )
+        saved = taken_compact(rule, h if one_byte else None, name, code, scale, p.array.shape, label)
+        if one_byte:
+            compact |= {n: a.copy("C") for n, a in named(name, saved).items()}
+        else:
+            rest |= rule.show_state({name: saved.load()})
+    return rest, compact
 
 
 def _parse_master(p: Parameter, master: Array, label: str, cast: bool) -> Array | None:

@@ -30,7 +30,6 @@ from proptim._arrays import (
     as_array,
     byte_bounds,
     check_disjoint,
-    real_view,
     tell_torch,
 )
 from proptim._formats import Mastered, rounded, shown
@@ -65,7 +64,15 @@ from proptim._prepared import (
 )
 from proptim._random import Draw
 from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told_nonfinite, values_of
-from proptim._storage import check_storage, first_plane, first_state
+from proptim._storage import (
+    SCALE,
+    check_rounding_in_one_byte,
+    check_storage,
+    first_plane,
+    first_state,
+    state_of,
+    uses_one_byte,
+)
 from proptim.rule import Rule
 
 if TYPE_CHECKING:
@@ -165,7 +172,7 @@ class Stepper:
         self = cls(rule, settings)
         groups = []
         for items, dtypes in data:
-            group = Group(items, rule, self.changes)
+            group = self._group(items)
             group.dtypes = dtypes
             groups.append(group)
         made = []
@@ -195,6 +202,13 @@ class Stepper:
         self.plan.bind([*map(real_gradient, arrays)], list(given), arrays)
         return self
 
+    def _group(self, items: Mapping[str, Any]) -> Group:
+        group = Group(items, self.rule, self.changes)
+        group.fixed = self.rule.fixed
+        if uses_one_byte(self.rule, self.settings["state_dtype"]):
+            group.fixed |= self.rule.fixed_in_one_byte
+        return group
+
     def set(self, name: str, value: Any) -> None:
         """Set an option of the whole optimizer."""
         commit([(self.settings, name, value)], [(self.changes, "now", object())])
@@ -213,7 +227,10 @@ class Stepper:
             for key in each:
                 if key != "params" and key not in defaults and (why := self.rule.refused(key)):
                     raise ValueError(why)
-            group = Group({**defaults, **each}, self.rule, self.changes)
+            group = self._group({**defaults, **each})
+            if uses_one_byte(self.rule, self.settings["state_dtype"]):
+                h = self.rule.settled(group.data, steps)
+                group.data.update(self.rule.held_in_one_byte(h, group.data))
             start = tuple(self.rule.clock_start.values())
             members = parse_parameters(group, len(self.parameters) + len(fresh), names, self.index, start)
             group.dtypes = frozenset(p.real.name for p in members)
@@ -226,6 +243,7 @@ class Stepper:
         check_storage(self.rule, *storage, [(p.label, p.array.dtype) for p in fresh], beside=bool(self.parameters))
         if publish is not None:
             match_copies(publish, fresh)
+        check_rounding_in_one_byte(self.rule, self.settings["state_dtype"], self.settings["rounding"])
         for p in fresh:
             p.plane = first_plane(self.settings["master"], p.array)
         written = [(p.label, p.array) for p in fresh] + copies(fresh)
@@ -304,7 +322,7 @@ class Stepper:
             return p
         state = dict(p.state)
         for name in missing:
-            state[name] = first_state(self.rule, now.h, self.settings["state_dtype"], name, p.array)
+            state |= first_state(self.rule, now.h, self.settings["state_dtype"], name, p.array)
         return replace(p, state=state)
 
     def _made(
@@ -327,18 +345,19 @@ class Stepper:
         segments = [
             (
                 p.stored,
-                *(real_view(p.state[s]) if s in planned[id(p.group)] else None for s in self.rule.states),
+                *(state_of(self.rule, p.state, s) if s in planned[id(p.group)] else None for s in self.rule.states),
             )
             for p in parameters
         ]
         plan: Any = self._new_plan(segments)
         plan.casts = self.settings["cast_grads"]
-        if any(p.state.keys() - {*planned[id(p.group)]} for p in parameters):
+        if any({n.removesuffix(SCALE) for n in p.state} - {*planned[id(p.group)]} for p in parameters):
             plan.disjoint = False  # the plan does not know state arrays that are off, which may overlap others
         before = self.latest
         given: list[Any] = []
         grads: list[Any] = []
         plan.tally = Tally()
+        self._check_rows(parameters, before)
         if before is not None:
             kept = range(len(before.grads)) if kept is None else kept
             known = [i for i in kept if i < len(before.grads)]  # the others were added since, at the end
@@ -364,6 +383,13 @@ class Stepper:
             "plan": plan,
             "latest": plan,
         }
+
+    def _check_rows(self, parameters: list[Parameter], before: Any) -> None:
+        """Raise ValueError if the gradient that is bound of a parameter is of rows, and its state is in blocks."""
+        bound = {} if before is None else dict(zip(map(id, self.parameters), before.grads, strict=False))
+        for old, p in zip(self.parameters, parameters, strict=False):
+            if isinstance(bound.get(id(old)), Rows):
+                p.check_rows()
 
     def _new_plan(self, segments: list[Any]) -> Any:
         """A plan of the backend for these arrays."""

@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import BFLOAT16, Array, name_of, real_view
-from proptim._formats import FLOAT16, FLOAT32, FLOAT64, SIXTEEN, arithmetic, empty, halves, rounded, widened
+from proptim._formats import (
+    CODES,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    QUANTA,
+    SIXTEEN,
+    Compact,
+    Int8,
+    Steps8,
+    Stored,
+    arithmetic,
+    empty,
+    halves,
+    rounded,
+    widened,
+)
 from proptim._parameters import check_shape, listed
 
 if TYPE_CHECKING:
@@ -16,7 +32,14 @@ if TYPE_CHECKING:
 
 MASTERS = ("auto", "split", "float32", None)
 DTYPES: dict[str, np.dtype[Any]] = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
+"""The dtypes of state, and of parameters but for float64."""
+STATE_DTYPES = (*DTYPES, "int8")
 """The values of `state_dtype`."""
+SMALLEST_IN_BLOCKS = 4096
+"""Elements from which on averages are kept in one byte. Below they would save less than 12 kB an array; such arrays are
+mostly biases and scales, of which one block has all, and which matter more than their number."""
+SCALE = "_scale"
+"""What the name of a state array in one byte ends with if its scales are meant."""
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"split": BFLOAT16, "float32": FLOAT32}
 """The dtype of the second plane of a parameter of 16 bits: its low 16 bits, or all of the float32."""
 
@@ -42,6 +65,25 @@ def check_storage(rule: type[Rule], master: Any, state_dtype: Any, params: Named
         check_storage_of(rule, master, state_dtype, label, dtype)
 
 
+def check_rounding_in_one_byte(rule: type[Rule], state_dtype: Any, rounding: str) -> None:
+    """Raise ValueError for stochastic rounding of averages in one byte."""
+    for name in rule.states:
+        if rounding == "stochastic" and wanted(state_dtype, name) == "int8" and rule.in_one_byte(name) is not Steps8:
+            raise ValueError(
+                f"Invalid rounding: 'stochastic' with state_dtype='int8' for {name!r}, whose codes are rounded to the "
+                "nearest (expected 'nearest', or state_dtype='bfloat16')"
+            )
+
+
+def check_whole(rule: type[Rule], state_dtype: Any, where: str) -> None:
+    """Raise ValueError for state in one byte `where` processes have parts of arrays."""
+    if uses_one_byte(rule, state_dtype):
+        raise ValueError(
+            f"Invalid state_dtype: 'int8' {where}, where each process has the state of a part of an array: blocks that "
+            "share a scale, and so the results, would depend on the number of processes (expected 'bfloat16' or none)"
+        )
+
+
 def check_storage_of(rule: type[Rule], master: Any, state_dtype: Any, label: str, dtype: np.dtype[Any]) -> None:
     """Raise ValueError for a legal `master` and `state_dtype` that are not legal for this parameter."""
     if master == "split" and dtype == FLOAT16:
@@ -52,8 +94,15 @@ def check_storage_of(rule: type[Rule], master: Any, state_dtype: Any, label: str
     if arithmetic(dtype) == FLOAT32 and any(wanted(state_dtype, name) == "float64" for name in rule.states):
         raise ValueError(
             f"Invalid state_dtype: 'float64' for {label}, which is {name_of(dtype)} and is stepped in float32 "
-            "(expected 'float32', 'bfloat16' or 'float16')"
+            "(expected 'float32', 'bfloat16', 'float16' or 'int8')"
         )
+    if dtype.kind == "c" or arithmetic(dtype) == FLOAT64:
+        for name in rule.states:
+            if wanted(state_dtype, name) == "int8":
+                raise ValueError(
+                    f"Invalid state_dtype: 'int8' for {label}, which is {name_of(dtype)} (expected real parameters "
+                    "that are stepped in float32: for these leave it out, or take 'bfloat16' or 'float16')"
+                )
 
 
 def check_master(master: Any) -> None:
@@ -75,10 +124,10 @@ def check_state_dtype(rule: type[Rule], state_dtype: Any) -> None:
     else:
         values = [state_dtype]
     for value in values:
-        if value is not None and (not isinstance(value, str) or value not in DTYPES):
+        if value is not None and (not isinstance(value, str) or value not in STATE_DTYPES):
             raise ValueError(
-                f"Invalid state_dtype: {value!r:.80} (expected {', '.join(map(repr, DTYPES))}, None, or a dict of "
-                "these by the name of a state array)"
+                f"Invalid state_dtype: {value!r:.80} (expected {', '.join(map(repr, STATE_DTYPES))}, None, or a dict "
+                "of these by the name of a state array)"
             )
     for name in rule.states:
         rule.check_state_dtype(name, wanted(state_dtype, name))
@@ -90,20 +139,128 @@ def wanted(state_dtype: Any, name: str) -> str | None:
     return value
 
 
-def dtype_of_state(state_dtype: Any, name: str, param: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a state array of a parameter of this dtype; complex numbers of 16 bits are pairs of reals."""
-    dtype = DTYPES.get(wanted(state_dtype, name) or arithmetic(param).name, FLOAT32)
+def dtype_of_state(
+    rule: type[Rule] | None, state_dtype: Any, name: str, param: np.dtype[Any], size: int
+) -> np.dtype[Any]:
+    """The dtype of a state array of a parameter of this dtype and number of elements.
+
+    Complex numbers of 16 bits are pairs of reals. In one byte it is that of the codes.
+    """
+    asked = wanted(state_dtype, name)
+    if asked == "int8" and rule is not None:
+        form = rule.in_one_byte(name)
+        asked = None if form is not Steps8 and size < SMALLEST_IN_BLOCKS else "int8"
+        if asked is not None:
+            return CODES[form is not Int8]
+    dtype = DTYPES.get(asked or arithmetic(param).name, FLOAT32)
     if param.kind == "c" and dtype not in SIXTEEN:
         return np.dtype(np.complex64 if dtype == FLOAT32 else np.complex128)
     return dtype
 
 
-def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: str, param: Array) -> Array:
-    """A state array of a parameter before the first step."""
-    array = empty(param, dtype_of_state(state_dtype, name, param.dtype))
+def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: str, param: Array) -> dict[str, Array]:
+    """A state array of a parameter before the first step, by its name, and the scales of one in one byte."""
+    dtype = dtype_of_state(rule, state_dtype, name, param.dtype, param.size)
+    if dtype in CODES:
+        return first_compact(rule, h, name, param.shape)
+    array = empty(param, dtype)
     view = real_view(array)
     view[...] = first_number(rule, h, name, view.dtype)
-    return array
+    return {name: array}
+
+
+def first_compact(rule: type[Rule], h: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Array]:
+    """A state array in one byte before the first step: one number everywhere."""
+    made = empty_compact(rule, h, name, shape)
+    one = type(made)(made.code.reshape(-1)[:1].copy(), made[1][: made.code.size])
+    for target, where, value in one.stores(np.full(one.code.shape, rule.initial(h, name), np.float32)):
+        target[where] = value
+    made.code[...] = one.code if made.code.size else 0
+    if not isinstance(made, Steps8) and made.code.size:
+        made.scale[...] = made.scale[0]
+    return named(name, made)
+
+
+def empty_compact(rule: type[Rule], h: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Compact:
+    """Memory for a state array in one byte, of which only the grid is set."""
+    form = rule.in_one_byte(name)
+    code = np.empty(shape, CODES[form is not Int8])
+    if form is Steps8:
+        return Steps8(code, rule.grid_of(h))
+    return form(code, np.empty(-(-code.size // QUANTA), np.float32))
+
+
+def compacted(rule: type[Rule], h: Mapping[str, Any], name: str, values: Array) -> dict[str, Array]:
+    """Numbers in float32 as a state array in one byte."""
+    made = empty_compact(rule, h, name, values.shape)
+    with np.errstate(all="ignore"):
+        for target, where, value in made.stores(values):
+            target[where] = value
+    return named(name, made)
+
+
+def named(name: str, compact: Compact) -> dict[str, Array]:
+    """The arrays of which state in one byte consists, by their names."""
+    return {name: compact[0], name + SCALE: compact[1]}
+
+
+def taken_compact(
+    rule: type[Rule],
+    h: Mapping[str, Any] | None,
+    name: str,
+    code: Array,
+    scale: Any,
+    shape: tuple[int, ...],
+    label: str,
+) -> Compact:
+    """State in one byte that was saved; ValueError for what was not saved so. `h`: the grid has to be that of these."""
+    form = rule.in_one_byte(name)
+    kind, length = CODES[form is not Int8], 2 if form is Steps8 else -(-code.size // QUANTA)
+    if code.dtype != kind or code.shape != shape:
+        raise ValueError(
+            f"{name!r} in {label} is {code.dtype.name} of shape {code.shape}; expected {kind.name} of shape {shape}, "
+            "that of the parameter"
+        )
+    scales = np.asarray(scale)
+    if scale is None or scales.dtype != FLOAT32 or scales.shape != (length,):
+        raise ValueError(
+            f"{label} has no array {name + SCALE!r} of {length} numbers in float32; expected what was saved with "
+            f"{name!r}"
+        )
+    if not (np.isfinite(scales) & (scales >= 0)).all():
+        raise ValueError(f"{name + SCALE!r} in {label} has numbers that are no scales; expected finite ones >= 0")
+    if form is Steps8 and h is not None and not np.array_equal(rule.grid_of(h), scales):
+        raise ValueError(
+            f"{name + SCALE!r} in {label} is {scales.tolist()}; expected {rule.grid_of(h).tolist()}, the grid of etas "
+            "and step_sizes, which cannot change while the state is in one byte"
+        )
+    return form(code, scales)
+
+
+def state_of(rule: type[Rule], state: Mapping[str, Array], name: str) -> Stored:
+    """A state array as the plan steps it."""
+    array = state[name]
+    if array.dtype in CODES:
+        return rule.in_one_byte(name)(array, state[name + SCALE])
+    return real_view(array)
+
+
+def is_compact(state: Mapping[str, Array]) -> bool:
+    """Whether some of these state arrays are in one byte."""
+    return any(array.dtype in CODES for array in state.values())
+
+
+def uses_one_byte(rule: type[Rule], state_dtype: Any) -> bool:
+    """Whether the option keeps some state in one byte."""
+    return any(wanted(state_dtype, name) == "int8" for name in rule.states)
+
+
+def opened(rule: type[Rule], state: Mapping[str, Array]) -> dict[str, Array]:
+    """State arrays as a user sees them: new ones in float32 for those in one byte."""
+    if is_compact(state):
+        pairs = {name: state_of(rule, state, name) for name in rule.states if name in state}
+        return rule.show_state({n: state[n] if isinstance(a, np.ndarray) else a.load() for n, a in pairs.items()})
+    return rule.show_state(dict(state))
 
 
 def first_number(rule: type[Rule], h: Mapping[str, Any], name: str, dtype: np.dtype[Any]) -> Array:
@@ -162,7 +319,7 @@ def plane_like(array: Array, dtype: np.dtype[Any], master: Array, *, even: bool 
 
 def check_state(array: Array, label: str, param: Array) -> None:
     """Raise unless this can be a state array of a parameter that is stepped without an object."""
-    kept = dtype_of_state(None, label, param.dtype)
+    kept = dtype_of_state(None, None, label, param.dtype, param.size)
     if array.dtype != kept and array.dtype not in SIXTEEN:
         of = "the dtype of param" if kept == param.dtype else "in which state of param is kept"
         raise TypeError(f"{label} is {array.dtype.name}; expected {kept.name}, {of}: convert it with .astype")

@@ -12,13 +12,25 @@ import torch
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
-from proptim._formats import Steps
+from proptim._formats import PAIRS, Steps
 from proptim._options import ROW_OPTIONS, SETTINGS, as_shown
 from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
 from proptim._stepper import Tally
-from proptim._storage import MASTER_DTYPES, check_master, check_state_dtype, check_storage, check_storage_of
+from proptim._storage import (
+    MASTER_DTYPES,
+    SCALE,
+    check_master,
+    check_rounding_in_one_byte,
+    check_state_dtype,
+    check_storage,
+    check_storage_of,
+    check_whole,
+    is_compact,
+    state_of,
+    uses_one_byte,
+)
 from proptim._torch_plan import Bound, Member, Settled
 from proptim._torch_state import Keeping, release
 from proptim._torch_tensors import (
@@ -156,6 +168,7 @@ class Door(torch.optim.Optimizer):
         options = {key: frozen(keywords.pop(key, default)) for key, default in OPTIONS.items()}
         check_master(options["master"])
         check_state_dtype(self._rule, options["state_dtype"])
+        check_rounding_in_one_byte(self._rule, options["state_dtype"], options["rounding"])
         if isinstance(options["state_dtype"], Mapping):
             options["state_dtype"] = dict(options["state_dtype"])  # which cannot change unseen
         _backend.thread_count(options["threads"])
@@ -188,7 +201,10 @@ class Door(torch.optim.Optimizer):
                     self._check_fallback(p, param_group, label, why)
                 elif p.requires_grad:
                     check_storage_of(self._rule, self.master, self.state_dtype, label, DTYPES[p.dtype])
-                    self._keeping.check_first(settled.h, settled.wanted, DTYPES[p.dtype])
+                    self._check_spread(p)
+                    self._keeping.check_first(settled.h, settled.wanted, p)
+            if uses_one_byte(self._rule, self.state_dtype):
+                param_group.update({key: settled.h[key] for key in self._rule.fixed_in_one_byte})
         except BaseException:
             self.param_groups.pop()
             raise
@@ -202,9 +218,8 @@ class Door(torch.optim.Optimizer):
         for p, own in self.state.items():
             if unfit(p):
                 continue
-            dtype = DTYPES[p.dtype]
             for name in self._rule.states:
-                if name in own and keeping.dtype(name, dtype) != dtype:
+                if name in own and keeping.dtype(name, p) != DTYPES[p.dtype]:
                     own.update(keeping.first({**self._hyper, **self.defaults}, name, p))
             own.update(keeping.first_plane(p))
 
@@ -279,6 +294,7 @@ class Door(torch.optim.Optimizer):
         return {**super().__getstate__(), **kept, "_tally": self._tally, "_told": self._told}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._settled = []  # what was known of the groups that are replaced
         for group in state.get("param_groups", ()):
             check_no_option(group)
         for own in state.get("state", {}).values():
@@ -551,6 +567,14 @@ class Door(torch.optim.Optimizer):
             if is_schedule(value):
                 raise TypeError(f"Invalid {key}: {value!r} (expected a number; torch.optim.lr_scheduler has schedules)")
         h, wanted, *_ = settle(self._rule, ours, dtypes, 0)
+        if uses_one_byte(self._rule, self.state_dtype):
+            h = self._rule.held_in_one_byte(h, h)
+            for key in self._rule.fixed_in_one_byte:
+                if known is not None and known.h[key] != h[key]:
+                    raise ValueError(
+                        f"{key!r} cannot be changed with state_dtype='int8', whose step sizes are on a grid that was "
+                        "made for it; expected no change: make a new optimizer"
+                    )
         return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted)
 
     def _bind(self) -> Bound:
@@ -586,7 +610,7 @@ class Door(torch.optim.Optimizer):
             (
                 m.parameter.stored,
                 *(
-                    a if a is None or isinstance(a, Steps) else real_view(a)
+                    a if a is None or isinstance(a, PAIRS) else real_view(a)
                     for a in map(m.state.get, self._rule.states)
                 ),
             )
@@ -612,11 +636,13 @@ class Door(torch.optim.Optimizer):
             )
         keeping, dtype = self._keeping, parameter.array.dtype
         check_storage_of(self._rule, self.master, self.state_dtype, parameter.label, dtype)
+        self._check_spread(p)
         before = self.state.get(p) or {}
-        own = keeping.kept(p, before, lambda name: f"state {name!r} of {parameter.label}")
-        names = keeping.names(dtype)
+        own = keeping.kept(p, before, settled.h, lambda name: f"state {name!r} of {parameter.label}")
+        names = keeping.names(p)
         plain = names == self._rule.states
         tensors = {n: own[n] for n in (settled.wanted if plain else names) if own.get(n) is not None}
+        tensors |= {n + SCALE: own[n + SCALE] for n in [*tensors] if own.get(n + SCALE) is not None}
         arrays = {name: seen(t, f"state {name!r} of {parameter.label}") for name, t in tensors.items()}
         begun, known = bool(tensors), dict(arrays)
         if begun and not plain:
@@ -629,6 +655,8 @@ class Door(torch.optim.Optimizer):
             tensors |= {plane[0]: own[plane[0]]} if own.get(plane[0]) is not None else keeping.first_plane(p)
         arrays = {name: seen(t, f"state {name!r} of {parameter.label}") for name, t in tensors.items()}
         for name, array in arrays.items():
+            if name.endswith(SCALE):
+                continue
             halved = parameter.array.dtype.kind == "c" and array.dtype.kind != "c"
             like_this = real_view(parameter.array) if halved else parameter.array
             check_shape(array, f"state {name!r} of {parameter.label}", like_this, parameter.label)
@@ -651,6 +679,11 @@ class Door(torch.optim.Optimizer):
         idle = np.broadcast_to(np.zeros((), real.dtype), real.shape)
         return Member(parameter, home, state, tensors, clock, stale, idle)
 
+    def _check_spread(self, p: Any) -> None:
+        """Raise ValueError for a DTensor, if state is to be in one byte."""
+        if is_spread(p):
+            check_whole(self._rule, self.state_dtype, "under DTensors")
+
     def _check_whole(self) -> None:
         """Raise ValueError if an option needs all gradients, and other processes have some of them."""
         if self.clip_norm is None and self.nonfinite != "skip":
@@ -666,6 +699,8 @@ class Door(torch.optim.Optimizer):
 
     def _formatted(self, p: Any, tensors: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
         """The state of the rule in what is shown: its arrays, or of Rprop's word two planes of the same strides."""
+        if is_compact(arrays):
+            return {name: state_of(self._rule, arrays, name) for name in self._rule.states if name in arrays}
         if not arrays or "step_size" not in arrays:
             return arrays
         size, sign = local(tensors["step_size"]), local(tensors["prev"])
@@ -733,6 +768,8 @@ class Door(torch.optim.Optimizer):
         """Let the compiled core access the tensors itself at the following steps, if it can."""
         core_plan = EXCHANGE is not None and CORE is not None and isinstance(bound.plan, CORE.Plan)
         real = not any(bound.pairs) and not bound.spread and not bound.foreign
+        if any(is_compact(m.parameter.state) for m in bound.members):  # whose scales have a shape of their own
+            return
         if not core_plan or self._closer or not real or not bound.members or not isinstance(self.state, dict):
             return
         names = self._rule.states

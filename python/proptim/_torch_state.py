@@ -16,10 +16,21 @@ import numpy as np
 import torch
 
 from proptim._arrays import BFLOAT16, CONVERT, Array, as_array, name_of, real_view
-from proptim._formats import FLOAT32, FLOAT64, SIXTEEN, Mastered, Split, rounded, widened
+from proptim._formats import CODES, FLOAT32, FLOAT64, SIXTEEN, Mastered, Split, rounded, widened
+from proptim._parameters import frozen
 from proptim._registry import OPTIMIZERS
 from proptim._state import short
-from proptim._storage import dtype_of_plane, dtype_of_state, first_number, plane_like
+from proptim._storage import (
+    SCALE,
+    compacted,
+    dtype_of_plane,
+    dtype_of_state,
+    first_compact,
+    first_number,
+    named,
+    plane_like,
+    taken_compact,
+)
 from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_state
 from proptim.rule import Rule
 
@@ -46,36 +57,39 @@ class Keeping:
     master: str | None
     state_dtype: Any
 
-    def dtype(self, name: str, param: np.dtype[Any]) -> np.dtype[Any]:
-        """The dtype of an array in the state of a parameter of this dtype."""
-        return dtype_of_state(self.state_dtype, self.rule.shown_from.get(name, name), param)
+    def dtype(self, name: str, p: Any) -> np.dtype[Any]:
+        """The dtype of an array in the state of a parameter, of codes if it is in one byte."""
+        size = local(p).numel()
+        return dtype_of_state(self.rule, self.state_dtype, self.rule.shown_from.get(name, name), DTYPES[p.dtype], size)
 
-    def names(self, param: np.dtype[Any]) -> tuple[str, ...]:
-        """Names of the state arrays of a parameter of this dtype.
+    def names(self, p: Any) -> tuple[str, ...]:
+        """Names of the state arrays of a parameter, without those of scales.
 
         They are those of torch.optim, except that several arrays of torch are one here if it has a `state_dtype`.
         """
-        usual = dtype_of_state(None, "", param)
-        return self.shown if all(self.dtype(n, param) == usual for n in self.rule.states) else self.rule.states
+        usual = dtype_of_state(None, None, "", DTYPES[p.dtype], 0)
+        return self.shown if all(self.dtype(n, p) == usual for n in self.rule.states) else self.rule.states
 
     def plane(self, param: np.dtype[Any]) -> tuple[str, np.dtype[Any]] | None:
         """Name and dtype of the second plane of a parameter of this dtype; None if it has none."""
         dtype = dtype_of_plane(self.master, param)
         return None if dtype is None else (MASTERS[dtype], dtype)
 
-    def check_first(self, h: Mapping[str, Any], wanted: tuple[str, ...], param: np.dtype[Any]) -> None:
+    def check_first(self, h: Mapping[str, Any], wanted: tuple[str, ...], p: Any) -> None:
         """Raise ValueError if the requested dtypes cannot hold the first values of the state."""
         for name in wanted:
-            first_number(self.rule, h, name, real_view(np.empty(0, self.dtype(name, param))).dtype)
+            if self.dtype(name, p) not in CODES:
+                first_number(self.rule, h, name, real_view(np.empty(0, self.dtype(name, p))).dtype)
 
     def first(self, h: Mapping[str, Any], name: str, p: Any) -> dict[str, Any]:
         """A state array of a parameter before the first step, as it is shown: tensors by name."""
-        param = DTYPES[p.dtype]
-        made = room(local(p), self.dtype(name, param))
+        if self.dtype(name, p) in CODES:
+            return tensors_of(first_compact(self.rule, h, name, tuple(p.shape)))
+        made = room(local(p), self.dtype(name, p))
         array = seen(made, name)
         view = real_view(array)
         view[...] = first_number(self.rule, h, name, view.dtype)
-        if name in self.names(param):
+        if name in self.names(p):
             return {name: like(p, made)}
         return {each: tensor_of(p, values) for each, values in self.rule.show_state({name: array}).items()}
 
@@ -91,16 +105,23 @@ class Keeping:
     # State that exists already, or comes from a file ------------------------------------------------------------------
 
     def kept(
-        self, p: Any, own: Mapping[Any, Any], of: Callable[[str], str], loading: bool = False, cast: bool = False
+        self,
+        p: Any,
+        own: Mapping[Any, Any],
+        h: Mapping[str, Any],
+        of: Callable[[str], str],
+        loading: bool = False,
+        cast: bool = False,
     ) -> dict[Any, Any]:
         """The state of a parameter as this optimizer keeps it; tensors that are right already stay the same.
 
         `of` is the name of the state in messages. TypeError for numbers that would be rounded, unless `cast`. A state
         that is `loading` was saved with its master; otherwise the dtype of the parameter may have changed since, and
-        then the old master is dropped.
+        then the old master is dropped. `h`: the hyperparameters of the parameter.
         """
-        param, kept = DTYPES[p.dtype], dict(own)
-        names = self.names(param)
+        kept, compact = self._without_compact(p, own, h, of, loading, cast)
+        own = dict(kept)
+        names = self.names(p)
         every = dict.fromkeys((*self.shown, *self.rule.states))
         tensors = {name: own[name] for name in every if isinstance(own.get(name), torch.Tensor)}
         for name, tensor in tensors.items():
@@ -115,15 +136,54 @@ class Keeping:
             if names == self.rule.states:
                 arrays = self.rule.read_state(other)
             else:
-                usual = {name: self.dtype(name, param) for name in other}
+                usual = {name: self.dtype(name, p) for name in other}
                 other = {name: self._in_dtype(a, usual[name], p, of(name), loading, cast) for name, a in other.items()}
                 arrays = self.rule.show_state(other)
         for name, array in arrays.items():
-            array = self._in_dtype(array, self.dtype(name, param), p, of(name), loading, cast)
+            if (dtype := self.dtype(name, p)) in CODES:
+                if not cast:
+                    raise TypeError(unlike(of(name), array.dtype, dtype, loading))
+                array = self._in_dtype(array, FLOAT32, p, of(name), loading, cast)
+                compact |= tensors_of(compacted(self.rule, h, name, np.ascontiguousarray(array)))
+                continue
+            array = self._in_dtype(array, dtype, p, of(name), loading, cast)
             if array is not found.get(name):
                 kept[name] = tensor_of(p, array)
         self._keep_master(p, kept, of, loading, cast)
-        return kept
+        return kept | compact
+
+    def _without_compact(
+        self,
+        p: Any,
+        own: Mapping[Any, Any],
+        h: Mapping[str, Any],
+        of: Callable[[str], str],
+        loading: bool,
+        cast: bool,
+    ) -> tuple[dict[Any, Any], dict[str, Any]]:
+        """A state without its arrays in one byte, or with them in float32 where they are kept otherwise; and these."""
+        rest = dict(own)
+        compact: dict[str, Any] = {}
+        for name in self.rule.states:
+            code, scale = rest.get(name), rest.get(name + SCALE)
+            if not isinstance(code, torch.Tensor) or code.dtype not in (torch.int8, torch.uint8):
+                continue
+            one_byte = (dtype := self.dtype(name, p)) in CODES
+            array = local(code).detach().numpy()
+            if not one_byte and not cast:
+                raise TypeError(unlike(of(name), array.dtype, dtype, loading))
+            scales = scale.detach().numpy() if isinstance(scale, torch.Tensor) else None
+            saved = taken_compact(
+                self.rule, h if one_byte else None, name, array, scales, tuple(p.shape), of(name).partition(" ")[2]
+            )
+            del rest[name], rest[name + SCALE]
+            if one_byte:
+                dense = all(plane.flags.c_contiguous for plane in saved)
+                compact |= {name: code, name + SCALE: scale} if dense else tensors_of(named(name, saved))
+            else:
+                shown = self.rule.show_state({name: saved.load()})
+                rest |= {n: torch.from_numpy(a) for n, a in shown.items()}
+        return rest, compact
 
     def _in_dtype(self, array: Array, dtype: np.dtype[Any], p: Any, label: str, loading: bool, cast: bool) -> Array:
         """An array of a state in another dtype, each number rounded once."""
@@ -136,15 +196,7 @@ class Keeping:
         halves = [each in SIXTEEN for each in (given.dtype, target.dtype)]
         exact = not halves[1] and (halves[0] or np.can_cast(given.dtype, target.dtype))
         if not exact and not cast:
-            mend = (
-                "pass cast=True to have it rounded"
-                if loading
-                else "if the parameter has become of another dtype, opt.load_state_dict(opt.state_dict(), cast=True) "
-                "has it rounded"
-            )
-            raise TypeError(
-                f"{label} is {name_of(array.dtype)}; expected {name_of(dtype)}, in which it is kept here: {mend}"
-            )
+            raise TypeError(unlike(label, array.dtype, dtype, loading))
         numbers = widened(given, FLOAT64)
         target[...] = rounded(numbers, target.dtype)
         if (np.isfinite(numbers) & ~np.isfinite(widened(target, FLOAT64))).any():
@@ -212,14 +264,15 @@ class Keeping:
     def hold(self, params: list[Any], state_dict: Any, cast: bool) -> Any:
         """A state_dict for `torch.optim.Optimizer.load_state_dict` to load as this optimizer keeps it."""
         try:
+            groups = [group for group in state_dict["param_groups"] for _ in group["params"]]
             keys = [key for group in state_dict["param_groups"] for key in group["params"]]
             state = dict(state_dict["state"])
         except (KeyError, TypeError):
             return state_dict  # torch says what is wrong
         if len(keys) != len(params):
             return state_dict
-        ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values()}
-        for key, p in zip(keys, params, strict=True):
+        ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values(), *(n + SCALE for n in self.rule.states)}
+        for key, p, group in zip(keys, params, groups, strict=True):
             own = state.get(key)
             if not isinstance(own, Mapping):
                 continue
@@ -231,7 +284,8 @@ class Keeping:
             if unfit(p) or unfit_state(own.values()):
                 continue
             here = {name: t.to(p.device) if isinstance(t, torch.Tensor) else t for name, t in own.items()}
-            kept = self.kept(p, here, label, True, cast)
+            h = {**self.rule.hyper, **{name: frozen(value) for name, value in group.items()}}
+            kept = self.kept(p, here, h, label, True, cast)
             state[key] = {n: Held(t) if n in ours and isinstance(t, torch.Tensor) else t for n, t in kept.items()}
         return {**state_dict, "state": state}
 
@@ -268,6 +322,22 @@ def is_sparse(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo
 
 
+def unlike(label: str, dtype: np.dtype[Any], expected: np.dtype[Any], loading: bool) -> str:
+    """The message for a state that would be rounded, or is in one byte where it is not kept so."""
+    mend = (
+        "pass cast=True to have it rounded"
+        if loading
+        else "if the parameter has become of another dtype, opt.load_state_dict(opt.state_dict(), cast=True) has it "
+        "rounded"
+    )
+    return f"{label} is {name_of(dtype)}; expected {name_of(expected)}, in which it is kept here: {mend}"
+
+
+def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Tensors with the memory of these arrays."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
 def release(own: dict[Any, Any]) -> None:
     """Store the wrapped tensors in the state."""
     for name, value in own.items():
@@ -277,7 +347,7 @@ def release(own: dict[Any, Any]) -> None:
 
 def tensor_from(array: Array, label: str) -> Any:
     """A tensor with a copy of an array in a state_dict of an optimizer that steps NumPy arrays."""
-    own = np.array(as_array(array, label, bits=True))
+    own = np.array(array if array.dtype in CODES else as_array(array, label, bits=True))
     return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16) if own.dtype == BFLOAT16 else torch.from_numpy(own)
 
 

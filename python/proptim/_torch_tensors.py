@@ -163,6 +163,8 @@ def places(groups: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 def seen(tensor: Any, label: str) -> Array:
     """The part of a tensor that lies here as an array; int16 are the bits of the low halves of a master."""
     part = local(tensor)
+    if part.dtype in (torch.int8, torch.uint8):
+        return part.detach().numpy()  # type: ignore[no-any-return]
     return part.detach().numpy().view(BFLOAT16) if part.dtype == torch.int16 else as_array(part, label)
 
 

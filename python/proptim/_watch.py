@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from proptim import _backend, _stages
-from proptim._arrays import Array, real_view
+from proptim._arrays import Array
 from proptim._files import whole
-from proptim._formats import FORGET, REMEMBERED, widened
+from proptim._formats import FORGET, PAIRS, REMEMBERED, widened
 from proptim._interrupts import at_once
 from proptim._parameters import Parameter, Shown
 from proptim._rows import Rows, real_gradient
+from proptim._storage import state_of
 
 if TYPE_CHECKING:
     from proptim._stepper import Stepper
@@ -282,7 +283,9 @@ class Look(NamedTuple):
 
 def word_of(p: Parameter) -> Array:
     """The state word of Rprop of a parameter, as the rule sees it."""
-    return widened(real_view(p.state["step_word"]), p.real)
+    assert p.group.rule is not None
+    word = state_of(p.group.rule, p.state, "step_word")
+    return word.load() if isinstance(word, PAIRS) else widened(word, p.real)
 
 
 def norm(array: Array) -> float:

@@ -27,9 +27,9 @@ from proptim._arrays import BFLOAT16, Array
 from proptim._files import MAX_NAME, regular
 from proptim._state import short
 
-FORMAT = "proptim checkpoint 3"
-READABLE = ("proptim checkpoint 2", FORMAT)
-"""Format 2 has no arrays of 16 bits and none of integers. No release has written format 1."""
+FORMAT = "proptim checkpoint 4"
+READABLE = ("proptim checkpoint 2", "proptim checkpoint 3", FORMAT)
+"""Format 3 has no arrays of one byte, format 2 none of 16 bits and of int64 either. No release has written format 1."""
 SEAL = 8
 """A file ends with the CRC-32 of all bytes before it, in so many hexadecimal digits; to zip they are a comment."""
 MAX_HEADER = 1 << 26
@@ -40,7 +40,7 @@ OWN = "a path for a checkpoint of its own"
 LOCAL = b"PK\3\4"
 """The header at the beginning of a member of a zip archive."""
 NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<>](?:f2|u2|f4|f8|c8|c16|i8)|\|u1)', 'fortran_order': (True|False), "
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>](?:f2|u2|f4|f8|c8|c16|i8)|\|[iu]1)', 'fortran_order': (True|False), "
     rb"'shape': \((|\d{1,19}(?:, \d{1,19})*,?)\), \} *\n",
     re.DOTALL,
 )
@@ -183,7 +183,7 @@ def _parse_file(data: bytes | mmap.mmap) -> dict[str, Any]:
     if not sealed:
         raise ValueError("it is damaged or cut short: its checksum at the end is wrong")
     state, names = header.get("state"), header.pop("arrays", None)
-    halves = header.pop("formats", {}) if form == FORMAT else {}
+    halves = header.pop("formats", {}) if form != READABLE[0] else {}
     if not isinstance(names, list) or not isinstance(state, dict) or [*state] != [*map(str, range(len(state)))]:
         raise ValueError('its header has no dict "state" with the keys "0", "1" and so on, and no list "arrays"')
     if not isinstance(halves, dict) or not halves.items() <= dict.fromkeys(map(str, names), "bfloat16").items():
@@ -233,8 +233,8 @@ def _array(name: str, content: memoryview) -> Array:
     head = NPY.match(content)
     if not head or head.end() != 10 + int.from_bytes(content[8:10], "little"):
         raise ValueError(
-            f"its member {short(name)} is no array of float32, float64, complex64, complex128, float16, bfloat16 or "
-            "int64"
+            f"its member {short(name)} is no array of float32, float64, complex64, complex128, float16, bfloat16, "
+            "int64, int8 or uint8"
         )
     dtype = np.dtype(head[1].decode())
     shape = tuple(int(length) for length in head[3].split(b",") if length)

@@ -88,7 +88,7 @@ from proptim._rows import (
     values_of,
     viewed,
 )
-from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state
+from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state, uses_one_byte
 from proptim.rule import Rule
 
 CACHE_LINE = 64
@@ -145,8 +145,16 @@ class OneShot:
         rule, array = self.optimizer, as_array(param, "param")
         now = settle(rule, self._hyper(hyper), (), 0)
         check_storage(rule, master, state_dtype, [("param", array.dtype)])
+        if uses_one_byte(rule, state_dtype):
+            raise ValueError(
+                "Invalid state_dtype: 'int8' without an optimizer: a function takes one array for each name of state, "
+                "and state in one byte has two (expected 'bfloat16' or 'float16', or a class such as proptim."
+                f"{rule.__name__})"
+            )
         wanted = rule.wanted(self._hyper(hyper))  # those too that a schedule asks for later
-        state = {name: first_state(rule, now.h, state_dtype, name, array) for name in wanted}
+        state: dict[str, Array] = {}
+        for name in wanted:
+            state |= first_state(rule, now.h, state_dtype, name, array)
         for name, each in state.items():
             check_state(each, name, array)
         plane = first_plane(master, array)

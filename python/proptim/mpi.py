@@ -31,6 +31,7 @@ from proptim._parameters import Clock, Parameter, at_step, parse_groups, state_a
 from proptim._prepared import Prepared, as_loss, as_norm
 from proptim._rows import Rows
 from proptim._stepper import Stepper, Tally
+from proptim._storage import check_whole
 from proptim.optimizer import Optimizer
 from proptim.sgd import SGD
 
@@ -308,6 +309,7 @@ class Sharded:
                 raise TypeError(
                     f"optimizer_class is {optimizer_class!r:.80}; expected a class of optimizers: proptim.RMSprop"
                 )
+            check_whole(optimizer_class, options.get("state_dtype"), "in Sharded")
             if reduce not in ("mean", "sum"):
                 raise ValueError(f"Invalid reduce: {reduce!r} (expected 'mean' or 'sum')")
             self._reduce = reduce

@@ -25,6 +25,7 @@ from proptim._parameters import (
     parse_groups,
 )
 from proptim._stepper import Stepper, Tally
+from proptim._storage import opened
 from proptim.rule import Rule
 
 if TYPE_CHECKING:
@@ -460,7 +461,7 @@ class Optimizer(Rule):
 
     def _shown(self, p: Parameter) -> dict[str, Array]:
         """The state arrays of a parameter and its master; arrays that are made only to be shown are read-only."""
-        found = self.show_state(p.state)
+        found = opened(type(self), p.state)
         if p.plane is not None:
             found = {**found, "master": p.numbers()}
         for name, array in found.items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from proptim._arrays import Array, real_view, select
-from proptim._formats import FORGET, REMEMBERED, Steps, arithmetic, rounded, widened
+from proptim._formats import FORGET, REMEMBERED, SIZES, Compact, Steps, Steps8, arithmetic, rounded, widened
 from proptim._options import Options
-from proptim._parameters import Clock, Values, check_number, is_pair
+from proptim._parameters import Clock, Values, check_number, is_pair, is_schedule
 from proptim.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ VARIANTS = ("rprop-", "irprop-", "rprop+", "irprop+")
 
 SMALLEST, LARGEST = 2.0**-50, 2.0**37
 LARGEST_ETA = sys.float_info.max  # a whole number may be beyond every float
+
+
+def _close(x: float, y: float) -> bool:
+    """Whether two numbers are the same but for roundings to float32."""
+    return math.isclose(x, y, rel_tol=1e-6)
 
 
 class Rprop(Optimizer):
@@ -108,6 +114,8 @@ class Rprop(Optimizer):
         {"lr": 0.1, "variant": "rprop+"},
         {"lr": 0.1, "variant": "irprop+"},
     )
+
+    fixed_in_one_byte = frozenset({"etas", "step_sizes"})
 
     @staticmethod
     def rule(
@@ -210,6 +218,38 @@ class Rprop(Optimizer):
                 "Invalid state_dtype: 'float16' for 'step_word', whose values range from 2**-50 to 2**127 (expected "
                 "'bfloat16', or none)"
             )
+
+    @classmethod
+    def in_one_byte(cls, state: str) -> type[Compact]:
+        return Steps8
+
+    @classmethod
+    def held_in_one_byte(cls, h: Values, given: Mapping[str, Any]) -> dict[str, Any]:
+        for key in ("etas", "step_sizes"):
+            if is_schedule(given[key]):
+                raise ValueError(
+                    f"Invalid {key}: a schedule with state_dtype='int8' (expected numbers, for which the grid of step "
+                    "sizes is made)"
+                )
+        grid = cls.grid_of(h)
+        low, high = h["step_sizes"]
+        # The smallest size of the grid that is not below step_min; a size of the grid itself may be off by a rounding.
+        k = min(math.floor(float(grid[1]) * math.log2(high / low) + 1e-5), SIZES - 1)
+        (size,) = np.abs(Steps8(np.array([k], np.uint8), grid).load())
+        return {**given, "step_sizes": (float(size), high)}
+
+    @classmethod
+    def grid_of(cls, h: Values) -> Array:
+        minus, plus = h["etas"]
+        n = round(1 / math.log2(plus))
+        m = round(-math.log2(minus) * n)
+        if not 1 <= n <= 4 or m < 1 or not _close(minus, 2 ** (-m / n)) or not _close(plus, 2 ** (1 / n)):
+            raise ValueError(
+                f"Invalid eta values: {h['etas']} with state_dtype='int8', whose step sizes are on a grid (expected "
+                "eta_plus = 2**(1/n) with n of 1 to 4, and eta_minus a power of it: etas=(0.5, 2**0.25), or leave "
+                "state_dtype out)"
+            )
+        return np.array([h["step_sizes"][1], n], np.float32)
 
     @staticmethod
     def show_state(state: dict[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Any, ClassVar
 
 from proptim._arrays import Array
+from proptim._formats import Compact, Int8, Squares8
 from proptim._options import GROUP_OPTIONS, ROW_OPTIONS, SETTINGS
 from proptim._parameters import Clock, Values, at_step, check_number, did_you_mean, is_on, is_schedule, near
 
@@ -76,7 +77,10 @@ class Rule:
     identity: ClassVar[Mapping[str, Any]] = {}
     """Hyperparameters that define the class, with their defaults, which loading a state does not change."""
     squares: ClassVar[frozenset[str]] = frozenset()
-    """Names of state arrays that are never negative: sums and averages of squares, whose square roots are computed."""
+    """Names of state arrays that are never negative: sums and averages of squares, whose square roots are computed.
+
+    In one byte an array of these is `Squares8`, and any other `Int8`, unless `in_one_byte` says otherwise.
+    """
     never_zero: ClassVar[frozenset[str]] = frozenset()
     """Names of state arrays that no step leaves a 0 in: zeros there are those of a caller who did not use `init`."""
     torch_means: ClassVar[Mapping[str, Any]] = {}
@@ -173,6 +177,27 @@ class Rule:
     @classmethod
     def check_state_dtype(cls, state: str, dtype: str | None) -> None:
         """Raise ValueError for a dtype that cannot hold a state array; None is the dtype of the arithmetic."""
+
+    @classmethod
+    def in_one_byte(cls, state: str) -> type[Compact]:
+        """The format of a state array with ``state_dtype="int8"``."""
+        return Squares8 if state in cls.squares else Int8
+
+    @classmethod
+    def held_in_one_byte(cls, h: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters as they are in force with all state in one byte; ValueError for those that cannot be.
+
+        `given` are the same, of which some may be schedules.
+        """
+        return dict(given)
+
+    @classmethod
+    def grid_of(cls, h: Values) -> Array:
+        """The grid of `Steps8`, for rules whose state is in that format."""
+        raise NotImplementedError
+
+    fixed_in_one_byte: ClassVar[frozenset[str]] = frozenset()
+    """Hyperparameters that cannot change while state is in one byte."""
 
     @staticmethod
     def show_state(state: dict[str, Array]) -> dict[str, Array]:

@@ -156,9 +156,20 @@ static inline size_t plane_bytes(int dtype, int format, int plane)
         return plane ? 2 : 4;
     case PROPTIM_FLOAT32:
         return plane ? 0 : 4;
+    case PROPTIM_INT8:
+    case PROPTIM_SQUARES8:
+    case PROPTIM_STEPS8:
+        return plane ? 4 : 1;
     default:
         return plane ? 0 : 8;
     }
+}
+
+/* Elements of a plane of an array of n: a scale for each 256, or a grid for all, in formats of one byte. */
+static inline size_t plane_count(int format, int plane, size_t n)
+{
+    if (plane == 0 || format < PROPTIM_INT8) return n;
+    return format == PROPTIM_STEPS8 ? 2 : (n + 255) / 256;
 }
 
 static inline int exists(int dtype, int format)
@@ -243,6 +254,7 @@ static inline uint64_t bits_at(int dtype, const void *array, size_t i)
 static inline uint64_t plane_bits_at(int dtype, int format, int plane, const void *array, size_t i)
 {
     const size_t bytes = plane_bytes(dtype, format, plane);
+    if (bytes == 1) return ((const unsigned char *)array)[i];
     if (bytes != 2) return bits_at(bytes == 4 ? PROPTIM_F32 : PROPTIM_F64, array, i);
     uint16_t bits;
     memcpy(&bits, (const char *)array + 2 * i, 2);

@@ -1,7 +1,8 @@
 /*
  * codecs.c - properties of each format, for all elements: every number of 16 bits is loaded exactly, every store rounds
  * to nearest on both sides of every boundary, split and master formats lose nothing, and numbers that the program has
- * written since are used.  For all instruction sets, whole blocks and tails.
+ * written since are used; those of one byte round to the nearest of their levels, keep what is positive above zero and
+ * store the same bytes again.  For all instruction sets, whole blocks and tails.
  *
  *   codecs         check all of that
  *   codecs time    measure steps of RMSprop with these formats and with float32
@@ -9,6 +10,7 @@
 #include <time.h>
 
 #include "check.h"
+#include "proptim_coefs.h"
 
 /* Numbers of 16 bits, by their definition */
 
@@ -541,6 +543,87 @@ static void time_steps(void)
     }
 }
 
+/* The formats of one byte */
+
+enum { BYTES = 5 * PROPTIM_QUANTA + 77, SCALES = 6 };
+
+/* Averages of many sizes, with zeros, numbers that are not finite, and blocks that are very small or all zeros. */
+static void check_blocks(const proptim_isa *isa, int format)
+{
+    const int levels = format == PROPTIM_INT8 ? 127 : 254;
+    float x[BYTES], loaded[BYTES], scale[SCALES], again[SCALES];
+    unsigned char code[BYTES], back[BYTES];
+    uint64_t random = 5;
+    for (size_t i = 0; i < BYTES; i++) {
+        const double size = ldexp(uniform(&random), -(int)below(&random, 30)), sign = uniform(&random) - 0.5;
+        x[i] = (float)(format == PROPTIM_INT8 && sign < 0 ? -size : size);
+        if (i / PROPTIM_QUANTA == 1) x[i] *= 0x1p-120f;
+        if (i / PROPTIM_QUANTA == 2 || i % 50 == 0) x[i] = 0;
+        if (i % 64 == 1) x[i] = i % 128 == 1 ? NAN : format == PROPTIM_INT8 ? -INFINITY : INFINITY;
+    }
+    void *const stored[] = { x, code, scale }, *const shown[] = { loaded, code, scale };
+    void *const again_stored[] = { loaded, back, again };
+    isa->stores[format][PROPTIM_F32](stored, BYTES);
+    isa->loads[format][PROPTIM_F32](shown, BYTES);
+    for (size_t i = 0; i < BYTES; i++) {
+        const double most = scale[i / PROPTIM_QUANTA], size = fabs(loaded[i]);
+        if (!isfinite(x[i])) {
+            CHECK(isnan(loaded[i]), "%s %s: %g is loaded as %g", isa->name, formats[format], x[i], loaded[i]);
+            continue;
+        }
+        CHECK(size <= most && (loaded[i] == 0 || signbit(loaded[i]) == signbit(x[i])), "%s %s: %g is loaded as %g",
+              isa->name, formats[format], x[i], loaded[i]);
+        CHECK(fabs(x[i]) < most || size == most, "%s %s: the largest, %g, is loaded as %g", isa->name, formats[format],
+              x[i], loaded[i]);
+        /* No other level is nearer, up to a rounding of float32; the lowest of the squares takes all that are below. */
+        const double level = floor(sqrt(size / most) * levels + 0.5), miss = fabs(fabs(x[i]) - size);
+        for (int step = -1; step <= 1; step += 2) {
+            const double other = (level + step) * (level + step) / ((double)levels * levels) * most;
+            const int raised = format == PROPTIM_SQUARES8 && level == 1 && step == -1 && x[i] > 0;
+            if (level + step >= 0 && level + step <= levels && !raised)
+                CHECK(miss <= fabs(fabs(x[i]) - other) + most * 0x1p-22, "%s %s: %g of %g is stored as level %g",
+                      isa->name, formats[format], x[i], most, level);
+        }
+        if (format == PROPTIM_SQUARES8)
+            CHECK((loaded[i] > 0) == (x[i] > 0), "%s: %g is loaded as %g", isa->name, x[i], loaded[i]);
+    }
+    isa->stores[format][PROPTIM_F32](again_stored, BYTES);
+    CHECK(!memcmp(code, back, sizeof code) && !memcmp(scale, again, sizeof scale), "%s %s: other bytes the second time",
+          isa->name, formats[format]);
+}
+
+/* Every size of every grid, with every sign: stored again, and after a multiplication with a power of the root. */
+static void check_grids(const proptim_isa *isa)
+{
+    static const double largest[] = { 50, 1, 0x1p-50, 0x1p37, 0.3 };
+    for (int n = 1; n <= 4; n++)
+        for (size_t l = 0; l < sizeof largest / sizeof *largest; l++)
+            for (int by = -2 * n; by <= 1; by++) {
+                float grid[2], word[255];
+                unsigned char code[255], back[255];
+                CHECK(proptim_rprop_steps8(grid, largest[l] * exp2(-7.0 / n), largest[l], n) == 177, "first of %d", n);
+                for (int i = 0; i < 255; i++) code[i] = (unsigned char)i;
+                void *const loaded[] = { word, code, grid }, *const stored[] = { word, back, grid };
+                isa->loads[PROPTIM_STEPS8][PROPTIM_F32](loaded, 255);
+                for (int i = 0; i < 255; i++) {
+                    const double size = fabs(word[i]) * (i < 170 ? 1 : 0x1p-90);
+                    const double expected = largest[l] * exp2(-(i % 85) / (double)n);
+                    CHECK(fabs(size / expected - 1) < 0x1p-21 || expected < FLT_MIN, "%s: %d of %g, %d is %g",
+                          isa->name, i, largest[l], n, size);
+                    CHECK(!signbit(word[i]) == (i / 85 != 1), "%s: sign of %d", isa->name, i);
+                    word[i] *= (float)exp2(by / (double)n);
+                }
+                isa->stores[PROPTIM_STEPS8][PROPTIM_F32](stored, 255);
+                for (int i = 0; i < 255; i++) {
+                    const int k = i % 85 - by, held = k < 0 ? 0 : k > 84 ? 84 : k;
+                    const double size = largest[l] * exp2(-k / (double)n);
+                    if (size < 0x1p-50 || size > 0x1p37) continue; /* no step size */
+                    CHECK(back[i] == i / 85 * 85 + held, "%s: %d times 2^(%d / %d) of %g is stored as %d", isa->name, i,
+                          by, n, largest[l], back[i]);
+                }
+            }
+}
+
 int main(int argc, char **argv)
 {
     const proptim_isa *isas[MOST_ISAS];
@@ -562,6 +645,9 @@ int main(int argc, char **argv)
         check_split(isas[i]);
         check_other_floats(isas[i]);
         check_fused(isas[i]);
+        check_blocks(isas[i], PROPTIM_INT8);
+        check_blocks(isas[i], PROPTIM_SQUARES8);
+        check_grids(isas[i]);
         for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
             check_sizes_and_signs(isas[i], dtype);
             check_words(isas[i], dtype);

@@ -84,7 +84,11 @@ static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
                 for (int b = 0; b < 4; b++) bits = bits << 16 | (uint64_t)below(&random, 0x10000);
                 const uint16_t half = (uint16_t)bits;
                 const uint32_t word = (uint32_t)bits;
-                const void *from = bytes == 2 ? (const void *)&half : bytes == 4 ? (const void *)&word : &bits;
+                const uint8_t byte = (uint8_t)bits;
+                const void *from = bytes == 1   ? (const void *)&byte
+                                   : bytes == 2 ? (const void *)&half
+                                   : bytes == 4 ? (const void *)&word
+                                                : &bits;
                 memcpy((char *)planes[p] + i * bytes, from, bytes);
             }
         isa->loads[format][dtype](operands, N);
@@ -92,7 +96,7 @@ static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
         fill(dtype, block, N, PROPTIM_PARAMS, WILD, &random);
         isa->stores[format][dtype](operands, N);
         for (int p = 0; p < 2; p++)
-            for (size_t i = 0; i < N && plane_bytes(dtype, format, p); i++)
+            for (size_t i = 0; i < plane_count(format, p, N) && plane_bytes(dtype, format, p); i++)
                 hash = fnv(hash, plane_bits_at(dtype, format, p, planes[p], i), (int)plane_bytes(dtype, format, p));
     }
     return hash;

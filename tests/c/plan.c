@@ -245,17 +245,20 @@ static struct layout random_layout(int ndim, int may_repeat, uint64_t *random)
 
 static size_t random_shape(size_t *shape, int *ndim, uint64_t *random)
 {
-    /* Around a unit, a block of doubles (512) and one of floats (1024), and over several blocks. */
-    static const size_t lengths[] = { 0, 1, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1100, 5000 };
+    /* Around a unit (256), a block of doubles (512) and one of floats (1024), and over several blocks. */
+    static const size_t lengths[] = { 0, 1, 64, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1100, 5000 };
     *ndim = (int)below(random, DIMS + 1);
     for (int d = 0; d < *ndim; d++) shape[d] = 1 + below(random, 9);
     if (*ndim == 1) shape[0] = lengths[below(random, sizeof lengths / sizeof *lengths)];
     return product(shape, *ndim);
 }
 
-static int random_format(int dtype, uint64_t *random)
+/* Formats of one byte are of state, and those with a scale for each block not of tables. */
+static int random_format(int dtype, int j, int of_table, uint64_t *random)
 {
     const int format = uniform(random) < 0.5 ? PROPTIM_PLAIN : (int)below(random, PROPTIM_FORMATS);
+    const int of_one_byte = format >= PROPTIM_INT8, of_blocks = of_one_byte && format != PROPTIM_STEPS8;
+    if ((of_one_byte && j < PROPTIM_STATE) || (of_blocks && of_table)) return PROPTIM_PLAIN;
     return exists(dtype, format) ? format : PROPTIM_PLAIN;
 }
 
@@ -275,29 +278,40 @@ static void convert(proptim_codec *const table[][PROPTIM_DTYPES], int dtype, int
 }
 
 /* An array with any values, those of formats of several planes partly changed since they were stored. */
-static struct array random_array(proptim_segment *s, int j, int role, int may_repeat, uint64_t *random)
+static struct array random_array(proptim_segment *s, int j, int of_table, int role, int may_repeat, uint64_t *random)
 {
-    const int dtype = s->dtype, format = random_format(dtype, random);
+    const int dtype = s->dtype, format = random_format(dtype, j, of_table, random);
     const size_t n = product(s->shape, s->ndim);
     struct array a = { .values = malloc(n * itemsize_of(dtype)) };
     fill(dtype, a.values, n, role, TAME, random);
     for (int p = 0; p < 2; p++) {
         const size_t bytes = plane_bytes(dtype, format, p);
         const struct layout layout = random_layout(s->ndim, may_repeat, random);
+        const size_t count = plane_count(format, p, n);
         if (!bytes) continue;
-        a.planes[p] = strided(s->shape, s->ndim, &layout, bytes, uniform(random) < 0.1);
-        a.expected[p] = format == PROPTIM_PLAIN ? a.values : malloc(n * bytes);
+        if (p == 1 && format >= PROPTIM_INT8)
+            a.planes[p] = strided(&count, 1, &c_order, bytes, 0);
+        else if (format == PROPTIM_INT8 || format == PROPTIM_SQUARES8)
+            a.planes[p] = strided(s->shape, s->ndim, &c_order, bytes, 0);
+        else
+            a.planes[p] = strided(s->shape, s->ndim, &layout, bytes, uniform(random) < 0.1);
+        a.expected[p] = format == PROPTIM_PLAIN ? a.values : malloc((count + 1) * bytes);
+    }
+    if (format == PROPTIM_STEPS8) {
+        ((float *)a.expected[1])[0] = (float)(0.01 + uniform(random));
+        ((float *)a.expected[1])[1] = (float)(1 + below(random, 4));
     }
     convert(proptim_isa_scalar.stores, dtype, format, &a, n);
     for (int p = 0; p < 2; p++) {
         struct strided *const plane = &a.planes[p];
         char *const dense = (char *)a.expected[p];
+        const size_t count = plane_count(format, p, n);
         if (!dense) continue;
-        for (size_t e = 1; e < n; e++)
-            if (format != PROPTIM_PLAIN && uniform(random) < 0.1)
+        for (size_t e = 1; e < count; e++)
+            if (format != PROPTIM_PLAIN && !(p && format == PROPTIM_STEPS8) && uniform(random) < 0.1)
                 memcpy(dense + e * plane->itemsize, dense + (e - 1) * plane->itemsize, plane->itemsize);
-        for (size_t e = 0; e < n; e++) memcpy(element(plane, e), dense + e * plane->itemsize, plane->itemsize);
-        for (size_t e = 0; e < n; e++) /* what is repeated has the last of its values */
+        for (size_t e = 0; e < count; e++) memcpy(element(plane, e), dense + e * plane->itemsize, plane->itemsize);
+        for (size_t e = 0; e < count; e++) /* what is repeated has the last of its values */
             memcpy(dense + e * plane->itemsize, element(plane, e), plane->itemsize);
         memcpy(a.strides[p], plane->strides, sizeof plane->strides);
         s->arrays[j].planes[p] = plane->start;
@@ -314,7 +328,7 @@ static void check_array(int dtype, int format, struct array *a, size_t n, const 
         const struct strided *plane = &a->planes[p];
         const void *expected = a->expected[p];
         if (!expected) continue;
-        for (size_t e = 0; e < n; e++)
+        for (size_t e = 0; e < plane_count(format, p, n); e++)
             CHECK(plane_bits_at(dtype, format, p, element(plane, e), 0) == plane_bits_at(dtype, format, p, expected, e),
                   "%s %s, plane %d, element %zu of %zu", where, formats[format], p, e, n);
         CHECK(gaps_untouched(plane), "%s, plane %d", where, p);
@@ -353,7 +367,7 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
         for (int j = 0; j < n_arrays; j++) {
             word_at(text->arrays, j, word);
             if (!(mask >> j & 1) || (j == PROPTIM_GRADS && uniform(&random) < 0.2)) continue;
-            arrays[i][j] = random_array(s, j, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
+            arrays[i][j] = random_array(s, j, 0, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
             for (int p = 0; p < 2; p++) s->arrays[j].strides[p] = arrays[i][j].strides[p];
             values[j] = arrays[i][j].values;
         }
@@ -442,7 +456,7 @@ static void rows_scenario(const proptim_isa *isa, int rule, int parts, uint64_t 
             word_at(text->arrays, j, word);
             if (!(mask >> j & 1)) continue;
             s->shape = j == PROPTIM_GRADS ? of_values[i] : shapes[i];
-            arrays[i][j] = random_array(s, j, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
+            arrays[i][j] = random_array(s, j, 1, role_of(word), j == PROPTIM_GRADS && zeroed == 0, &random);
             for (int p = 0; p < 2; p++) s->arrays[j].strides[p] = arrays[i][j].strides[p];
         }
         s->shape = shapes[i];
@@ -519,7 +533,9 @@ static void rows_scenario(const proptim_isa *isa, int rule, int parts, uint64_t 
                 for (size_t d = 0; d < distinct && text->marks[j] != 'r'; d++) { /* others stay to the byte */
                     struct array row = { .values = (char *)a->values + rows_of[d] * bytes };
                     for (int p = 0; p < 2 && a->expected[p]; p++)
-                        row.expected[p] = (char *)a->expected[p] + rows_of[d] * width * a->planes[p].itemsize;
+                        row.expected[p] = (char *)a->expected[p] + (p && s->arrays[j].format == PROPTIM_STEPS8
+                                                                        ? 0
+                                                                        : rows_of[d] * width * a->planes[p].itemsize);
                     dither(&rows[s->row], s, j, row.values, s->first + rows_of[d] * width, width);
                     convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &row, width);
                 }

@@ -239,7 +239,7 @@ int main(void)
         for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
             layouts(isas[i], dtype);
             finiteness(isas[i], dtype);
-            for (int format = PROPTIM_PLAIN + 1; format < PROPTIM_FORMATS; format++)
+            for (int format = PROPTIM_PLAIN + 1; format < PROPTIM_INT8; format++) /* those of gradients */
                 if (exists(dtype, format)) formats_too(isas[i], dtype, format);
         }
     }
