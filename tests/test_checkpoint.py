@@ -102,7 +102,7 @@ def test_format(name, options, tmp_path):
         for array in arrays:
             _, key, kind = array.split("/")
             assert frozen(file[array]) == frozen(state[int(key)][kind])
-    assert header.pop("format") == "proptim checkpoint 3"
+    assert header.pop("format") == "proptim checkpoint 4"
     assert header.pop("arrays") == arrays
     assert header.pop("rule") == ("Adam" if name == "adamw" else type(small(name, options)[0]).__name__)
     assert header.keys() == {"state", "param_groups", "steps", "skipped", "skips_in_a_row", "round"}

@@ -648,6 +648,18 @@ def test_old_files_load(tmp_path):
     assert not twin.state["u"]["master"].any()
 
 
+def test_files_of_format_3_load():
+    """A file of format 3, kept here, with state and weights of 16 bits; also into state of one byte."""
+    path = Path(__file__).parent / "checkpoints/format3.npz"
+    params = {"w": np.zeros((3, 4), np.float32), "v": np.zeros(2, np.float16)}
+    opt = proptim.Adam(params, amsgrad=True, state_dtype={"exp_avg": "bfloat16"})
+    opt.load(path)
+    assert opt.steps == 3
+    assert opt.lr == 0.1
+    assert np.asarray(opt.state["w"]["exp_avg"], np.float32).ravel().tolist() == pytest.approx([0.1355] * 12, rel=4e-3)
+    assert (opt.state["v"]["master"] != 0).all()
+
+
 @pytest.mark.parametrize("into", PARAMETERS)
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_state_loads_across_formats(kind, into, tmp_path):

@@ -284,8 +284,8 @@ class Group(MutableMapping[str, Any]):
         """Raise ValueError for a key that cannot be set."""
         if key in self.fixed and self.rule is not None and key not in self.rule.fixed:
             raise ValueError(
-                f"{key!r} cannot be changed with state_dtype='int8', whose step sizes are on a grid that was made for "
-                "it; expected no change: make a new optimizer"
+                f"{key!r} cannot be changed with state_dtype='int8', in which the state was made for it; "
+                "expected no change: make a new optimizer"
             )
         if key == "params" or key in self.fixed:
             raise ValueError(f"{key!r} has no effect after construction; expected no change: make a new optimizer")

@@ -18,11 +18,11 @@ from proptim._storage import (
     SCALE,
     compacted,
     dtype_of_state,
+    in_one_byte,
     is_compact,
     named,
     plane_like,
     taken_compact,
-    uses_one_byte,
 )
 from proptim.rule import Rule
 
@@ -86,10 +86,9 @@ def parse(rule: type[Rule], members: Members, saved: Any, state_dtype: Any, cast
     hyper, owners = [], {}
     for i, ((group, parameters), given) in enumerate(zip(members, saved["param_groups"], strict=True)):
         data = _parse_group(rule, group, given, parameters, f"group {i} of state_dict")
-        if uses_one_byte(rule, state_dtype):
-            data |= rule.held_in_one_byte(
-                rule.settled(data, _count(saved.get("steps", 0), "'steps' of state_dict")), data
-            )
+        if compact := in_one_byte(rule, state_dtype):
+            h = rule.settled(data, _count(saved.get("steps", 0), "'steps' of state_dict"))
+            data |= rule.held_in_one_byte(h, data, compact)
         hyper.append(data)
         for key, p in zip(given["params"], parameters, strict=True):
             if not isinstance(key, (int, str)) or key in owners:
@@ -200,6 +199,7 @@ def _parse_state(
         if kept_as(name) in CODES and name not in compact:
             state |= compacted(rule, h, name, state[name])
     state |= compact
+    state = {each: state[each] for name in rule.states for each in (name, name + SCALE) if each in state}
     if (
         not state
         and len(rule.states) > len(rule.optional)

@@ -70,8 +70,8 @@ from proptim._storage import (
     check_storage,
     first_plane,
     first_state,
+    in_one_byte,
     state_of,
-    uses_one_byte,
 )
 from proptim.rule import Rule
 
@@ -205,7 +205,7 @@ class Stepper:
     def _group(self, items: Mapping[str, Any]) -> Group:
         group = Group(items, self.rule, self.changes)
         group.fixed = self.rule.fixed
-        if uses_one_byte(self.rule, self.settings["state_dtype"]):
+        if in_one_byte(self.rule, self.settings["state_dtype"]):
             group.fixed |= self.rule.fixed_in_one_byte
         return group
 
@@ -228,9 +228,9 @@ class Stepper:
                 if key != "params" and key not in defaults and (why := self.rule.refused(key)):
                     raise ValueError(why)
             group = self._group({**defaults, **each})
-            if uses_one_byte(self.rule, self.settings["state_dtype"]):
+            if compact := in_one_byte(self.rule, self.settings["state_dtype"]):
                 h = self.rule.settled(group.data, steps)
-                group.data.update(self.rule.held_in_one_byte(h, group.data))
+                group.data.update(self.rule.held_in_one_byte(h, group.data, compact))
             start = tuple(self.rule.clock_start.values())
             members = parse_parameters(group, len(self.parameters) + len(fresh), names, self.index, start)
             group.dtypes = frozenset(p.real.name for p in members)

@@ -77,7 +77,7 @@ def check_rounding_in_one_byte(rule: type[Rule], state_dtype: Any, rounding: str
 
 def check_whole(rule: type[Rule], state_dtype: Any, where: str) -> None:
     """Raise ValueError for state in one byte `where` processes have parts of arrays."""
-    if uses_one_byte(rule, state_dtype):
+    if in_one_byte(rule, state_dtype):
         raise ValueError(
             f"Invalid state_dtype: 'int8' {where}, where each process has the state of a part of an array: blocks that "
             "share a scale, and so the results, would depend on the number of processes (expected 'bfloat16' or none)"
@@ -250,9 +250,9 @@ def is_compact(state: Mapping[str, Array]) -> bool:
     return any(array.dtype in CODES for array in state.values())
 
 
-def uses_one_byte(rule: type[Rule], state_dtype: Any) -> bool:
-    """Whether the option keeps some state in one byte."""
-    return any(wanted(state_dtype, name) == "int8" for name in rule.states)
+def in_one_byte(rule: type[Rule], state_dtype: Any) -> frozenset[str]:
+    """The names of the state arrays that the option keeps in one byte."""
+    return frozenset(name for name in rule.states if wanted(state_dtype, name) == "int8")
 
 
 def opened(rule: type[Rule], state: Mapping[str, Array]) -> dict[str, Array]:

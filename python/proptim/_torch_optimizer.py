@@ -27,9 +27,9 @@ from proptim._storage import (
     check_storage,
     check_storage_of,
     check_whole,
+    in_one_byte,
     is_compact,
     state_of,
-    uses_one_byte,
 )
 from proptim._torch_plan import Bound, Member, Settled
 from proptim._torch_state import Keeping, release
@@ -203,7 +203,7 @@ class Door(torch.optim.Optimizer):
                     check_storage_of(self._rule, self.master, self.state_dtype, label, DTYPES[p.dtype])
                     self._check_spread(p)
                     self._keeping.check_first(settled.h, settled.wanted, p)
-            if uses_one_byte(self._rule, self.state_dtype):
+            if in_one_byte(self._rule, self.state_dtype):
                 param_group.update({key: settled.h[key] for key in self._rule.fixed_in_one_byte})
         except BaseException:
             self.param_groups.pop()
@@ -567,13 +567,13 @@ class Door(torch.optim.Optimizer):
             if is_schedule(value):
                 raise TypeError(f"Invalid {key}: {value!r} (expected a number; torch.optim.lr_scheduler has schedules)")
         h, wanted, *_ = settle(self._rule, ours, dtypes, 0)
-        if uses_one_byte(self._rule, self.state_dtype):
-            h = self._rule.held_in_one_byte(h, h)
+        if compact := in_one_byte(self._rule, self.state_dtype):
+            h = self._rule.held_in_one_byte(h, h, compact)
             for key in self._rule.fixed_in_one_byte:
                 if known is not None and known.h[key] != h[key]:
                     raise ValueError(
-                        f"{key!r} cannot be changed with state_dtype='int8', whose step sizes are on a grid that was "
-                        "made for it; expected no change: make a new optimizer"
+                        f"{key!r} cannot be changed with state_dtype='int8', in which the state was made for "
+                        "it; expected no change: make a new optimizer"
                     )
         return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted)
 

@@ -88,7 +88,7 @@ from proptim._rows import (
     values_of,
     viewed,
 )
-from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state, uses_one_byte
+from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state, in_one_byte
 from proptim.rule import Rule
 
 CACHE_LINE = 64
@@ -145,7 +145,7 @@ class OneShot:
         rule, array = self.optimizer, as_array(param, "param")
         now = settle(rule, self._hyper(hyper), (), 0)
         check_storage(rule, master, state_dtype, [("param", array.dtype)])
-        if uses_one_byte(rule, state_dtype):
+        if in_one_byte(rule, state_dtype):
             raise ValueError(
                 "Invalid state_dtype: 'int8' without an optimizer: a function takes one array for each name of state, "
                 "and state in one byte has two (expected 'bfloat16' or 'float16', or a class such as proptim."

@@ -106,9 +106,12 @@ class Optimizer(Rule):
         How parameters of 16 bits are stepped with the precision of float32. "split", for bfloat16 only and its default,
         keeps the other 16 bits of a float32 for each parameter in a second array. "float32", the default for float16,
         keeps a float32 copy. None keeps nothing: every step rounds the parameters.
-    state_dtype : {"float32", "float64", "bfloat16", "float16"} or dict, optional
+    state_dtype : {"float32", "float64", "bfloat16", "float16", "int8"} or dict, optional
         Dtype in which state arrays are kept, or a dict with one for each name of a state array. The default is the
-        dtype of the arithmetic: float64 for float64 and complex128 parameters, else float32.
+        dtype of the arithmetic: float64 for float64 and complex128 parameters, else float32. "int8", for real
+        parameters that are stepped in float32, keeps averages in one byte with a float32 scale for each 256 weights,
+        and Rprop's step sizes in one byte, for which `etas` have to be powers of a root of 2: (0.5, 2**0.25). Averages
+        of fewer than 4096 weights stay in float32. `state` shows all of it in float32, read-only.
     rounding : {"nearest", "stochastic"}, default "nearest"
         How numbers are rounded that are stored in fewer bits than the rule computes in: parameters of 16 bits with
         ``master=None``, and state arrays of a narrower `state_dtype`. "nearest" rounds to nearest, ties to even.

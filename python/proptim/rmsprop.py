@@ -90,6 +90,7 @@ class RMSprop(Optimizer):
 
     states = ("square_avg", "grad_avg", "momentum_buffer")
     squares = frozenset({"square_avg"})
+    fixed_in_one_byte = frozenset({"centered"})
     optional = {"grad_avg": "centered", "momentum_buffer": "momentum"}
     clock_start = {"step": 0, "_grad_avg_missed": -1.0}
     fixed = frozenset({"initial_square_avg"})
@@ -165,6 +166,15 @@ class RMSprop(Optimizer):
             "initial_square_avg": initial_square_avg,
         }
         super().__init__(params, hyper, options)
+
+    @classmethod
+    def held_in_one_byte(cls, h: Values, given: Mapping[str, Any], states: frozenset[str]) -> dict[str, Any]:
+        if h["centered"] and states & {"square_avg", "grad_avg"}:
+            raise ValueError(
+                "Invalid state_dtype: 'int8' with centered=True, which divides by a difference of two averages that "
+                "their rounding can make 0 (expected 'bfloat16', or state_dtype={'momentum_buffer': 'int8'})"
+            )
+        return dict(given)
 
     @staticmethod
     def check(h: Values) -> None:

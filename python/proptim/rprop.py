@@ -224,7 +224,7 @@ class Rprop(Optimizer):
         return Steps8
 
     @classmethod
-    def held_in_one_byte(cls, h: Values, given: Mapping[str, Any]) -> dict[str, Any]:
+    def held_in_one_byte(cls, h: Values, given: Mapping[str, Any], states: frozenset[str]) -> dict[str, Any]:
         for key in ("etas", "step_sizes"):
             if is_schedule(given[key]):
                 raise ValueError(

@@ -184,8 +184,8 @@ class Rule:
         return Squares8 if state in cls.squares else Int8
 
     @classmethod
-    def held_in_one_byte(cls, h: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Hyperparameters as they are in force with all state in one byte; ValueError for those that cannot be.
+    def held_in_one_byte(cls, h: Mapping[str, Any], given: Mapping[str, Any], states: frozenset[str]) -> dict[str, Any]:
+        """Hyperparameters as they are in force with these states in one byte; ValueError for those that cannot be.
 
         `given` are the same, of which some may be schedules.
         """

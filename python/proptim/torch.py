@@ -47,7 +47,7 @@ ANNOTATIONS: dict[str, Any] = {
     "zero_grads": bool,
     "flush_denormals": bool,
     "master": Literal["auto", "split", "float32"] | None,
-    "state_dtype": Literal["float32", "float64", "bfloat16", "float16"] | dict[str, str] | None,
+    "state_dtype": Literal["float32", "float64", "bfloat16", "float16", "int8"] | dict[str, str] | None,
     "rounding": Literal["nearest", "stochastic"],
     "threads": int | Literal["auto"],
     "backend": Literal["c", "numba", "numpy"] | None,
@@ -168,11 +168,12 @@ master : {{"split", "float32", None}}, optional
     of each as int16 in ``opt.state[p]["master_lo"]``. "float32", the default for float16, keeps a float32 array in
     ``opt.state[p]["master"]``. With None they are rounded at every step, as in torch. "auto" means these defaults. With
     a master a run has the bits of the run of float32 parameters with the same gradients.
-state_dtype : {{"float32", "float64", "bfloat16", "float16"}} or dict, optional
+state_dtype : {{"float32", "float64", "bfloat16", "float16", "int8"}} or dict, optional
     The dtype of the state, or a dict with the dtypes of some of its arrays, by name:
     {states}.
     The default is float32 for parameters of 16 and 32 bits, and float64 for float64; torch keeps state in the dtype of
-    the parameter.
+    the parameter. "int8" keeps averages as codes of one byte, as in ``opt.state[p]["exp_avg"]``, with a scale for each
+    256 of them in ``opt.state[p]["exp_avg_scale"]``, and Rprop's step sizes in one byte: see `proptim.Optimizer`.
 rounding : {{"nearest", "stochastic"}}, default "nearest"
     How parameters of 16 bits with ``master=None`` and state of a narrower `state_dtype` are rounded when they are
     stored: to nearest, or to one of both neighbours at random, so that the expected value is the number itself. With
