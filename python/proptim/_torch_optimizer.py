@@ -165,6 +165,11 @@ class Door(torch.optim.Optimizer):
     """Whether gradients are of a kind that `_core.Tensors` does not support."""
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
+        if "publish" in keywords:
+            raise TypeError(
+                f"publish is not an argument of proptim.torch.{type(self).__name__}; expected parameters of bfloat16 "
+                "or float16, which keep the precision of float32 by themselves, or an optimizer of proptim"
+            )
         options = {key: frozen(keywords.pop(key, default)) for key, default in OPTIONS.items()}
         check_master(options["master"])
         check_state_dtype(self._rule, options["state_dtype"])

@@ -83,8 +83,9 @@ else:
 binding.add_symbol(_step_arrays.symbol, _address)
 
 
-APART = ("rounding", "seed", "threads", "backend")
-"""Keywords of `proptim.functional` that compiled code cannot use: its stores round to nearest."""
+RANDOM = ("rounding", "seed")
+APART = (*RANDOM, "threads", "backend")
+"""Keywords of `proptim.functional` that compiled code cannot use; its stores round to nearest."""
 
 
 class Step(functional.OneShot):
@@ -123,6 +124,12 @@ class Step(functional.OneShot):
         """Check the types of a call, and return the function that Numba compiles for them."""
         if self.backend == "c" and _backend.missing_core:
             raise TypingError(f"proptim.numba.c: {_backend.missing_core}; expected proptim.numba.{self.__name__}")
+        for name in RANDOM:
+            if name in keywords:
+                raise TypingError(
+                    f"proptim.numba.{self.place}: {name} is given, and stores in compiled code round to nearest; "
+                    "expected none: make the step from Python, by an optimizer or proptim.functional"
+                )
         try:
             given = self.__signature__.bind(*args, **keywords).arguments
         except TypeError as error:
