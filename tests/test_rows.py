@@ -136,6 +136,27 @@ def test_every_rule(backend, name, options):
         steps(name, {**options, **stages}, np.float64, (3,), seed=seed)
 
 
+@pytest.mark.parametrize("form", ["step", "step_param"])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_state_that_begins_late(backend, name, options, form):
+    """Hyperparameters that need another state array, set between two steps: the next step looks at the rows too."""
+    rng = np.random.default_rng(0)
+    table, touched = rng.standard_normal((5, 3)).astype(np.float32), np.array([3, 1])
+    alone, start = table[touched].copy(), table.copy()
+    cls = proptim.OPTIMIZERS[name]
+    fixed = {key: value for key, value in options.items() if key in (*cls.identity, *cls.fixed)}
+    opt, dense = (cls([each], **{"lr": 0.01} | fixed) for each in (table, alone))
+    late = {key: value for key, value in options.items() if key not in (*fixed, "variant")}  # one needs the loss
+    for t in range(3):
+        grad = rng.standard_normal((2, 3)).astype(np.float32)
+        for each, its in ((opt, proptim.Rows(touched, grad)), (dense, grad)):
+            if t == 1:
+                each.param_groups[0].update(late)
+            each.step([its]) if form == "step" else each.step_param(0, its)
+        np.testing.assert_array_equal(table[touched], alone)
+    np.testing.assert_array_equal(np.delete(table, touched, 0), np.delete(start, touched, 0))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", proptim.OPTIMIZERS)
 def test_every_dtype(contestant, name, dtype):

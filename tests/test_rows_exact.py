@@ -517,6 +517,33 @@ def test_loaded_from_lazy_and_back(backend):
     assert "row_step" not in lazy.state[0]
 
 
+@pytest.mark.parametrize("form", ["step", "step_param"])
+def test_watched_steps_see_whole_tables(backend, form):
+    """A step that is recorded lets all rows catch up, before it and after it."""
+    table, alone = np.ones((3, 1)), np.ones((3, 1))
+    options = {"lr": 0.5, "weight_decay": 1.0}
+    opt, dense = proptim.SGD([table], lazy_rows=False, **options), proptim.SGD([alone], **options)
+    records = opt.watch(every=2), dense.watch(every=2)
+    for row in (0, 1, 0, 0, 2):
+        grad = np.zeros((3, 1))
+        grad[row] = 1.0
+        for each, given in ((opt, proptim.Rows([row], np.ones((1, 1)))), (dense, grad)):
+            each.step([given]) if form == "step" else each.step_param(0, given)
+    for column in ("step", "weight_norm", "update_norm"):
+        np.testing.assert_allclose(*(each[0][column] for each in records), rtol=1e-14)
+
+
+@pytest.mark.parametrize("text", ["rule", "advance", "stages"])
+def test_a_class_with_other_texts_has_to_say_what_is_idle(text):
+    """What its base says is about the texts of the base."""
+    base = proptim.SGD
+    cls = type("Other", (base,), {text: staticmethod(getattr(base, text))})
+    with pytest.raises(ValueError, match=r"^Invalid lazy_rows: False for Other: a gradient of zero does more in this"):
+        cls([np.ones(2)], lr=0.1, lazy_rows=False)
+    own = type("Own", (base,), {text: staticmethod(getattr(base, text)), "idle": staticmethod(base.idle)})
+    assert own([np.ones(2)], lr=0.1, lazy_rows=False, backend="numpy").lazy_rows is False
+
+
 def test_through_torch(backend):
     """torch keeps `row_step` as it is, in the dtype of the parameter, and steps all rows."""
     table, tensor = np.ones((3, 2), np.float32), torch.nn.Parameter(torch.ones((3, 2)))

@@ -396,14 +396,15 @@ class Stepper:
         plan_type = _backend.plan_type(self.settings["backend"])
         return plan_type(self.rule, segments, *self.threads, self.claim, self.changes)
 
-    def _fit(self, values: Mapping[int, Settled]) -> None:
-        """Make a plan with the state arrays that the hyperparameters of these groups need."""
+    def _fit(self, values: Mapping[int, Settled]) -> bool:
+        """Make a plan with the state arrays that the hyperparameters of these groups need, if this one has others."""
         if all(self.planned[key] == now.wanted for key, now in values.items()):
-            return
+            return False
         self.dissolve()
         parameters = [self._grown(p, values[id(p.group)]) if id(p.group) in values else p for p in self.parameters]
         planned = {**self.planned, **{key: now.wanted for key, now in values.items()}}
         vars(self).update(self._made(self.groups, parameters, planned))
+        return True
 
     def reset(self, indices: Iterable[int]) -> None:
         """Reset the state of these parameters; if they are all, also the counts of the optimizer."""
@@ -655,8 +656,8 @@ class Stepper:
         factor, tally = self._factor(prepared, norm=norm)
         if factor is None:
             return
-        if prepared is not self.prepared:
-            self._fit(prepared.values)
+        if prepared is not self.prepared and self._fit(prepared.values):
+            self._sort_rows()  # for the new plan
         plan = self.plan
         if plan.cohorts is None:
             self._gather()
@@ -671,18 +672,21 @@ class Stepper:
             rows.append(row)
             clocks.append(clock)
             values.append(h)
+        watch = self.watching()
+        if watch is not None and watch.due(plan.steps + 1):
+            self.catch_up()
         if self.missed or not prepared.lazy:
             numbers = enumerate(plan.cohorts.row_of)
             work = [(i, row, plan.clocks[k][0]) for i, k in numbers if (row := rows[k]) is not None]
             self._make_up(prepared, work)
         stepped = [c.members for c in plan.cohorts if c.active] if self.tensors else []
         plan.told = self._told([p for members in stepped for p in members if p.homes])
-        watch = self.watching()
         looks = [] if watch is None else watch.look(self, plan.steps + 1, prepared.scale, rows)
         plan.seed = prepared.seed
         plan.step(rows, clocks, tally)
         self.prepared = prepared
-        if watch is not None:
+        if watch is not None and looks:
+            self.catch_up()
             watch.keep(looks)
         active = [h for h in values if h is not None]
         repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
@@ -793,16 +797,20 @@ class Stepper:
             # All groups that need other state arrays at once, because the time of a new plan grows with all parameters.
             others = [g for g in self.groups if self.rule.wanted(g.data) != self.planned[id(g)]]
             self._fit({id(g): settled(self.rule, g, now) for g in others})
+            self._sort_rows(i)  # for the new plan
         p = self.parameters[i]
         row, clock = self._row(values.h, factor, prepared, p.group, p.clock, None)
+        watch = self.watching()
+        if watch is not None and watch.due(now + 1):
+            self.catch_up([i])
         if self.missed or not values.lazy:
             self._make_up(prepared, [(i, row, p.clock[0])])
         self.plan.told = self._told([p] if p.homes else [], i)
-        watch = self.watching()
         looks = [] if watch is None else watch.look_at(self, now + 1, prepared.scale, [(i, row)])
         self.plan.seed = prepared.seed
         self.plan.step_one(i, row, p, clock, tally)
-        if watch is not None:
+        if watch is not None and looks:
+            self.catch_up([i])
             watch.keep(looks)
 
     def _apart(self, i: int, grad: Array | Rows) -> bool:

@@ -220,9 +220,13 @@ class Watch(Mapping[int | str, Mapping[str, Array]]):
 
     # For the stepper ---------------------------------------------------------------------------------------------
 
+    def due(self, step: int) -> bool:
+        """Whether this step is recorded."""
+        return step % self.every == 0
+
     def look(self, stepper: Stepper, step: int, scale: float, rows: Sequence[Sequence[float] | None]) -> list[Look]:
         """What to record before this step, in which all cohorts are stepped with these rows of coefficients."""
-        if step % self.every:
+        if not self.due(step):
             return []
         cohorts = zip(stepper.plan.cohorts, rows, strict=True)
         row_of = {id(p): row for cohort, row in cohorts for p in cohort.members}
@@ -233,7 +237,7 @@ class Watch(Mapping[int | str, Mapping[str, Array]]):
         self, stepper: Stepper, step: int, scale: float, work: Iterable[tuple[int, Sequence[float]]]
     ) -> list[Look]:
         """The same for some parameters, each with its row of coefficients."""
-        return [] if step % self.every else [Look.before(stepper, step, scale, *each) for each in work]
+        return [Look.before(stepper, step, scale, *each) for each in work] if self.due(step) else []
 
     def keep(self, looks: Sequence[Look]) -> None:
         """After the step, add a row for each parameter that was recorded before it."""

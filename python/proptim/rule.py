@@ -106,9 +106,9 @@ class Rule:
         cls.grouped = {**cls.hyper, **ROW_OPTIONS}
         if cls.__module__.startswith("proptim."):
             Rule.known.update(cls.grouped)
+        if "idle" not in vars(cls) and any(text in vars(cls) for text in ("rule", "advance", "stages")):
+            cls.idle = staticmethod(Rule.idle)  # type: ignore[method-assign]  # that of a base is about its own texts
         if "rule" in vars(cls):
-            if "idle" not in vars(cls):
-                cls.idle = staticmethod(Rule.idle)  # type: ignore[method-assign]  # that of a base is about its own rule
             cls.owner = cls.__name__
             cls.kernel = cls.__module__.removeprefix("proptim.")  # a class outside proptim has no C text
             cls.coef_names = tuple(inspect.signature(cls.rule).parameters)[2 + len(cls.states) :]
