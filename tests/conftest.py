@@ -62,9 +62,10 @@ def runs_python(item) -> bool:
 def pytest_collection_modifyitems(config, items) -> None:
     """Tests that go through all variants themselves run only if the environment selects none.
 
-    Those with the fixtures below do so too for backends, of which only "c" has instruction sets and threads.
+    Those with the fixtures below do so too for backends, of which only "c" has instruction sets and threads. What a
+    `fresh` process does is the same in every variant.
     """
-    once = {item for item in items if named() and item.get_closest_marker("once")}
+    once = {item for item in items if named() and (item.get_closest_marker("once") or "fresh" in item.fixturenames)}
     if "PROPTIM_BACKEND" in named():
         once |= {item for item in items if {"backend", "contestant"} & {*item.fixturenames}}
     elif named():

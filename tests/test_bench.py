@@ -37,6 +37,8 @@ from proptim.bench.workloads import (
 )
 from proptim.cli import main
 
+pytestmark = pytest.mark.once  # each contestant says which backend, instruction set and threads it takes
+
 X = charts.TIMES
 
 # Work ---------------------------------------------------------------------------------------------------------------

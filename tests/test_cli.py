@@ -191,6 +191,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
     ids=["xterm", "no-color", "dumb"],
 )
 @installed
+@pytest.mark.once  # what a terminal shows does not depend on the backend
 def test_progress(variables, bar, coloured):
     pytest.importorskip("rich")
     pytest.importorskip("sklearn")

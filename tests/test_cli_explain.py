@@ -144,6 +144,7 @@ def test_without_matplotlib_text_and_numbers_still_come(monkeypatch: pytest.Monk
 # Figures ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once  # the numbers in them are those of the tests above
 def test_out_writes_three_figures(tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     image = pytest.importorskip("matplotlib.image")

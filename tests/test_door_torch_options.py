@@ -316,6 +316,7 @@ def test_signatures_name_every_option(name):
 
 
 @pytest.mark.skipif(not (ROOT / "tools").exists(), reason="needs the checkout")
+@pytest.mark.once  # a file and a process that is told nothing of backends
 def test_the_stub_has_the_signatures():
     """torch.pyi is what the script makes of the classes."""
     told = subprocess.run(
