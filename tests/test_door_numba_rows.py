@@ -184,7 +184,7 @@ def test_refused(way):
             run(w, indices, given, total)
     with pytest.raises(ValueError, match="sum has not the shape of param"):
         run(w, np.array([0, 1]), values, np.ones((3, 2)))
-    with pytest.raises(ValueError, match="values and param share memory"):
+    with pytest.raises(ValueError, match="param and values share memory"):
         run(w, np.array([0, 1]), w[:2], total)
     for indices, given, message in (
         (np.array([0.0, 1.0]), values, "indices is array\\(float64, 1d, C\\); expected an array of integers"),
