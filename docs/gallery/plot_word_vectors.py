@@ -134,6 +134,7 @@ except ModuleNotFoundError:
     print("torch is not installed")
 else:
     torch.set_num_threads(1)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as by default, but without the warning
     for name in ("Adagrad", "SparseAdam"):
         tensors = {key: torch.from_numpy(p.copy()).requires_grad_() for key, p in params.items()}
         theirs = getattr(torch.optim, name)(tensors.values())

@@ -69,6 +69,7 @@ cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one 
 cdef object FLOAT16 = dtype(float16), BITS = dtype(uint16)      # arrays of bfloat16 are viewed as uint16
 cdef object _bfloat16 = None    # the dtype of ml_dtypes, once an array of it has been seen
 cdef object NDARRAY = ndarray  # saves a lookup at every step
+cdef object ROWS = Rows
 process = os.getpid()  # the process that imported this module
 cdef object _here = process
 
@@ -648,12 +649,11 @@ cdef class Plan:
         cdef int d, form
         if type(grad) is not NDARRAY:
             return None
-        if handed and is_bfloat16(grad.dtype):
-            grad = grad.view(BITS)
-        elif handed and grad.dtype is BITS:
-            return None
-        form = self._form_of(i, grad.dtype)
-        if form < 0:
+        kind = grad.dtype
+        form = self._form_of(i, kind)
+        if form < 0 and handed and is_bfloat16(kind):
+            grad, form = grad.view(BITS), PROPTIM_BF16
+        elif form < 0 or (handed and kind is BITS):
             return None
         self.fresh_formats[i] = form
         PyObject_GetBuffer(grad, fresh, PyBUF_STRIDES)
@@ -727,7 +727,7 @@ cdef class Plan:
                 if not self._fits(i, seen, given is None, 0):
                     return False
             else:
-                seen[0] = self._evident_rows(i, grad) if type(grad) is Rows else self._evident(i, grad, given is None)
+                seen[0] = self._evident_rows(i, grad) if type(grad) is ROWS else self._evident(i, grad, given is None)
                 if seen[0] is None:
                     return False
             self._accept_fresh(i)
@@ -781,10 +781,10 @@ cdef class Plan:
             return True
         if not self._has_gradient(i):
             return False
-        if handed and (type(grad) is NDARRAY or type(grad) is Rows) and grad is self.given[i]:
+        if handed and (type(grad) is NDARRAY or type(grad) is ROWS) and grad is self.given[i]:
             grads[at] = self.grads[i]
             return True
-        seen = self._evident_rows(i, grad) if type(grad) is Rows else self._evident(i, grad, handed)
+        seen = self._evident_rows(i, grad) if type(grad) is ROWS else self._evident(i, grad, handed)
         if seen is None:
             return False
         grads[at] = seen
@@ -826,7 +826,7 @@ cdef class Plan:
         cdef list tables
         if len(grads) != self.count:
             raise ValueError(f"got {len(grads)} gradients; expected {self.count}")
-        tables = [self._table(i, grad) if type(grad) is Rows else None for i, grad in enumerate(grads)]
+        tables = [self._table(i, grad) if type(grad) is ROWS else None for i, grad in enumerate(grads)]
         try:
             for i in range(self.count):  # acquire all buffers, which may fail, before anything changes
                 view = &self.buffers[i * PROPTIM_MAX_ARRAYS]
@@ -850,7 +850,7 @@ cdef class Plan:
         if not 0 <= i < self.count:
             raise IndexError(i)
         try:
-            if type(grad) is Rows:
+            if type(grad) is ROWS:
                 table = self._table(i, grad)
             elif grad is not None:
                 PyObject_GetBuffer(grad, &self.fresh[i], PyBUF_STRIDES | PyBUF_FORMAT)
