@@ -878,3 +878,19 @@ def test_functional(contestant, name, options):
     with pytest.raises(ValueError, match=exactly("indices of grad has 6 at place 0; expected 0 to 5, a row of param")):
         step(params[1], proptim.Rows([6], np.ones((1, 4), np.float32)), **state, step=4, **options)
     assert params[1].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("norm", [proptim.global_norm, lambda grads: proptim.clip_grad_norm(grads, 1.0)])
+@pytest.mark.parametrize("indices", [[-5, 1], [1, -1], [1, 10]])
+def test_norm_of_rows_that_are_none(norm, indices):
+    """An index that can be a row of no table is an error, also where no table is given; nothing has been clipped."""
+    values, at = np.ones((2, 3)), next(i for i, row in enumerate(indices) if not 0 <= row < 10)
+    of_tensor = torch.sparse_coo_tensor([indices], torch.from_numpy(values), (10, 3), check_invariants=False)
+    given = [(of_tensor, "expected a row, 0 to 9")]
+    if indices[at] < 0:
+        given.append((proptim.Rows(np.array(indices), values), "expected a row, 0 or above"))
+    for grad, expected in given:
+        message = f"indices of grads[0] has {indices[at]} at place {at}; {expected}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            norm([grad])
+        assert (values == 1).all()

@@ -306,6 +306,8 @@ def global_norm(grads: Any) -> float:
     ------
     TypeError
         For anything that is not a supported array.
+    ValueError
+        For an index below 0, or above the rows of a sparse matrix or tensor.
 
     Examples
     --------
@@ -313,7 +315,22 @@ def global_norm(grads: Any) -> float:
     >>> proptim.global_norm([np.array([3.0]), np.array([[4.0]])])
     5.0
     """
-    return _norm([viewed(g, label) for label, g in _items(grads)])
+    return _norm([_seen(g, label) for label, g in _items(grads)])
+
+
+def _seen(grad: Any, label: str) -> Array | Rows:
+    """A gradient of a parameter that is not known, so that only a sparse tensor says how many rows there are."""
+    seen = viewed(grad, label)
+    if isinstance(seen, Rows):
+        size = math.inf if isinstance(grad, Rows) else grad.shape[0]
+        bad = (seen.indices < 0) | (seen.indices >= size)
+        if bad.any():
+            at = int(bad.argmax())
+            raise ValueError(
+                f"indices of {label} has {seen.indices[at]} at place {at}; expected a row, "
+                + ("0 or above" if size == math.inf else f"0 to {size - 1}")
+            )
+    return seen
 
 
 def _norm(grads: list[Array | Rows]) -> float:
@@ -361,7 +378,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     """
     check_number("max_norm value", max_norm, infinite=True)
     items = _items(grads)
-    seen = [(label, g, viewed(g, label)) for label, g in items]
+    seen = [(label, g, _seen(g, label)) for label, g in items]
     arrays = [(label, memory_of(g, grad, label)) for label, g, grad in seen]
     for label, array in arrays:
         check_writable(array, label)
