@@ -262,7 +262,7 @@ HOSTILE = {
     "list": (hostile(b"[1]"), "its header is no dict in JSON text"),
     "number": (hostile(b"7"), "its header is no dict in JSON text"),
     "no format": (hostile(format=None), "its format is None, which this version does not read"),
-    "newer": (hostile(format="proptim checkpoint 4"), "its format is 'proptim checkpoint 4', which this version"),
+    "newer": (hostile(format="proptim checkpoint 5"), "its format is 'proptim checkpoint 5', which this version"),
     "formats list": (hostile(formats=[LISTED[0]]), 'no dict "formats" with "bfloat16" for some of its "arrays"'),
     "format of nothing": (hostile(formats={"state/0/x": "bfloat16"}), 'no dict "formats" with "bfloat16" for some'),
     "unknown dtype": (hostile(formats={LISTED[0]: "float8"}), 'no dict "formats" with "bfloat16" for some of its'),
