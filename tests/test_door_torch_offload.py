@@ -6,11 +6,13 @@ import copy
 import gc
 import inspect
 import io
+import linecache
 import math
 import os
 import pickle
 import re
 import signal
+import sys
 import threading
 import warnings
 import weakref
@@ -681,11 +683,9 @@ def test_state_dicts_in_mid_round_are_refused():
     """And nothing has changed: the round goes on."""
     model, other = Model(BRAIN), Model(BRAIN)
     its, opt = plain(other, "Adam"), Offload(groups(model), "Adam")
-    saved = opt.state_dict()
     backward(model, 0)
-    for call in (opt.state_dict, lambda: opt.load_state_dict(saved)):
-        with pytest.raises(RuntimeError, match=r"between backward and step\(\).*expected step\(\) before"):
-            call()
+    with pytest.raises(RuntimeError, match=r"state_dict\(\) between backward and step\(\).*expected step\(\) before"):
+        opt.state_dict()
     opt.step()
     backward(other, 0)
     its.step()
@@ -986,6 +986,268 @@ def test_options_are_shown():
     assert [*signature.parameters] == ["params", "cls", "master", "clip_norm", "accumulate", "options"]
     for name in [*signature.parameters, "synchronize"]:
         assert name in Offload.__doc__
+
+
+# Between backward and step ------------------------------------------------------------------------------------------
+
+
+def assigned(p):
+    p.data = p.detach() * 3
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda p: p.mul_(0.5), lambda p: p.copy_(torch.ones_like(p)), assigned],
+    ids=["scaled", "loaded", "moved"],
+)
+def test_weights_written_between_backward_and_step_are_refused(write, either):
+    """By name, before any weight is written; load_state_dict() goes on with what was written."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, "Adam"), Offload(groups(model), "Adam")
+    train(model, opt, range(2))
+    train(other, its, range(2))
+    saved = copy.deepcopy(opt.state_dict())
+    backward(model, 2)
+    with torch.no_grad():
+        write(model.scale)
+        write(other.scale)
+    kept = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"params\[7\] was written between backward and step\(\).*expected"):
+            opt.step()
+        assert all(torch.equal(bits(p), bits(q)) for p, q in zip(model.parameters(), kept, strict=True))
+    opt.load_state_dict(saved)
+    its.load_state_dict(copy.deepcopy(saved))
+    train(model, opt, range(3, 5))
+    train(other, its, range(3, 5))
+    assert_same(model, opt, other, its)
+
+
+def test_weights_are_copied_in_backward(monkeypatch):
+    """Not by the thread, which may come to it later."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, "Adam"), Offload(groups(model), "Adam")
+    step, go = _torch_offload.Door.step, threading.Event()
+    monkeypatch.setattr(_torch_offload.Door, "step", lambda optimizer: (go.wait(20), step(optimizer)))
+    backward(model, 0)
+    before = [p.detach().clone() for p in model.parameters()]
+    held = {slot.label: (slot.host.detach().clone(), slot.p.detach().clone()) for slot in opt._slots if slot.given}
+    go.set()
+    opt.step()
+    assert len(held) == len(before) - 1
+    assert all(torch.equal(bits(a), bits(b)) for a, b in held.values())
+    monkeypatch.setattr(_torch_offload.Door, "step", step)
+    train(other, its, [0])
+    assert_same(model, opt, other, its)
+
+
+@pytest.mark.parametrize("clip", [None, math.inf], ids=["runs", "waits"])
+def test_interrupted_anywhere(clip):
+    """An exception at any line of a step, and again in the step after it: one more step() ends it, made once."""
+
+    class Stop(BaseException):
+        pass
+
+    def run(limits):
+        params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+        opt = Offload(params, "Adam", lr=0.1, clip_norm=clip, threads=1)
+        for value in (1.0, 2.0):
+            for p in params:
+                p.grad = torch.full((3,), value)
+            if value == 1.0:
+                opt.step()
+        met = True
+        for limit in limits:
+            seen = 0
+
+            def trace(frame, event, _, limit=limit):
+                nonlocal seen
+                if frame.f_code.co_filename != _torch_offload.__file__:
+                    return None
+                line = linecache.getline(_torch_offload.__file__, frame.f_lineno).lstrip()
+                if event == "line" and not line.startswith("with "):  # whose end has to run
+                    seen += 1
+                    if seen == limit:
+                        raise Stop
+                return trace
+
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                opt.step()
+                met = False
+            except Stop:
+                pass
+            finally:
+                sys.settrace(before)
+        opt.step()
+        opt.synchronize()
+        assert all(p.grad is None for p in params), limits
+        assert all(slot.host.grad is None and slot.grad is None and not slot.given for slot in opt._slots), limits
+        assert [opt.state[p]["step"].item() for p in params] == [2, 2], limits
+        return met, [p.detach() for p in params]
+
+    _, expected = run([])
+    limit, met = 0, True
+    while met:
+        limit += 1
+        met, got = run([limit])
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), limit
+    assert limit > 50
+    for first in range(3, limit, 7):
+        for second in range(2, limit, 9):
+            _, got = run([first, second])
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), (first, second)
+
+
+def test_copies_that_fail_leave_weights_alone(monkeypatch):
+    """A step that could not copy a gradient takes nothing for stepped."""
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for clip in (None, math.inf):
+        opt = Offload(params, "SGD", lr=1.0, clip_norm=clip)
+        for p in params:
+            p.grad = torch.ones(2)
+        opt.step()
+        with torch.no_grad():
+            for p in params:
+                p.fill_(5.0)  # as model.load_state_dict does
+        for p in params:
+            p.grad = torch.ones(2)
+        read, made = _torch_offload.Lane.read, []
+
+        def fails(lane, pairs, read=read, made=made):
+            made.append(pairs)
+            if len(made) == 2:
+                raise RuntimeError("no memory")
+            return read(lane, pairs)
+
+        monkeypatch.setattr(_torch_offload.Lane, "read", fails)
+        with pytest.raises(RuntimeError, match="no memory"):
+            opt.step()
+        assert [p.tolist() for p in params] == [[5, 5]] * 3
+        opt.step()
+        assert [p.tolist() for p in params] == [[4, 4]] * 3
+        monkeypatch.setattr(_torch_offload.Lane, "read", read)
+        del opt
+        gc.collect()
+
+
+def test_zero_grad_after_backward(either):
+    """What was stepped cannot be dropped: an error that names the way out. Where the step waits, it drops the batch."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, "Adam"), Offload(groups(model), "Adam")
+    backward(model, 0)
+    for to_none in (True, False):
+        with pytest.raises(RuntimeError, match=r"stepped already; expected step\(\) first.*clip_norm=math\.inf"):
+            opt.zero_grad(to_none)
+    opt.step()
+    opt.zero_grad()
+    train(other, its, [0])
+    assert_same(model, opt, other, its)
+
+    for options in ({"clip_norm": math.inf}, {"accumulate": 2}):
+        model, other = Model(BRAIN), Model(BRAIN)
+        its, opt = plain(other, "Adam"), Offload(groups(model), "Adam", **options)
+        backward(model, 9)
+        opt.zero_grad()
+        for seed in range(options.get("accumulate", 1)):
+            backward(model, seed)
+            backward(other, seed)
+        opt.step()
+        its.step()
+        its.zero_grad()
+        assert_same(model, opt, other, its)
+
+
+def test_a_gradient_written_after_backward_is_refused(either):
+    """By name, and nothing has changed; where the step waits, it counts."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    its, opt = plain(other, "Adam"), Offload(groups(model), "Adam")
+    backward(model, 0)
+    kept = [p.detach().clone() for p in model.parameters()]
+    model.scale.grad = torch.ones_like(model.scale)
+    with pytest.raises(RuntimeError, match=r"params\[7\] has a gradient in p\.grad that was written after backward"):
+        opt.step()
+    assert all(torch.equal(bits(p), bits(q)) for p, q in zip(model.parameters(), kept, strict=True))
+    model.scale.grad = None
+    model.rare.grad = torch.ones_like(model.rare)  # it has none of backward, and is stepped with this
+    opt.step()
+    backward(other, 0)
+    other.rare.grad = torch.ones_like(other.rare)
+    its.step()
+    its.zero_grad()
+    assert_same(model, opt, other, its)
+    opt.clip_norm = its.clip_norm = math.inf
+    for m, each in ((model, opt), (other, its)):
+        backward(m, 1)
+        m.scale.grad = torch.ones_like(m.scale)
+        each.step()
+    assert_same(model, opt, other, its)
+
+
+class Fails(torch.autograd.Function):
+    """Its backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise MemoryError("in backward")
+
+
+@pytest.mark.parametrize("way", ["load", "step", "waits", "accumulates"])
+def test_a_backward_pass_that_fails(way):
+    """load_state_dict() drops what it gave, step() takes it, and where nothing was stepped zero_grad() drops it."""
+
+    def new():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)
+
+    def run(layers, fails=False):
+        x = torch.tanh(layers[0](torch.ones(2, 3)))
+        layers[1](Fails.apply(x) if fails else x).square().sum().backward()
+
+    options = {"waits": {"clip_norm": math.inf}, "accumulates": {"accumulate": 2}}.get(way, {})
+    passes = options.get("accumulate", 1)
+    ours, theirs = new(), new()
+    opt = Offload([p for m in ours for p in m.parameters()], "Adam", **options)
+    its = proptim.torch.Adam([p for m in theirs for p in m.parameters()])
+    for layers, each in ((ours, opt), (theirs, its)):
+        for _ in range(passes):
+            run(layers)
+        each.step()
+        each.zero_grad()
+    saved = copy.deepcopy(opt.state_dict())
+    with pytest.raises(MemoryError, match="in backward"):
+        run(ours, True)
+    if way in ("load", "step"):
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) drops what is pending, also after"):
+            opt.zero_grad()
+        with pytest.raises(RuntimeError, match=r"If a backward pass failed, step\(\) .*load_state_dict\(\) drops them"):
+            run(ours)
+    if way == "load":
+        bad = copy.deepcopy(saved)
+        bad["state"][0]["exp_avg"] = bad["state"][0]["exp_avg"].double()
+        with pytest.raises(TypeError, match="cast=True"):
+            opt.load_state_dict(bad)
+        opt.load_state_dict(saved)
+        opt.zero_grad()
+    elif way == "step":
+        opt.step()
+        with pytest.raises(MemoryError):
+            run(theirs, True)
+        its.step()
+        its.zero_grad()
+    else:
+        opt.zero_grad()
+    for layers, each in ((ours, opt), (theirs, its)):
+        for _ in range(passes):
+            run(layers)
+        each.step()
+        each.zero_grad()
+    assert_same(torch.nn.ModuleList(ours), opt, torch.nn.ModuleList(theirs), its)
 
 
 # Threads, processes, memory ------------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ class Lane:
 
     def read(self, pairs: list[tuple[Any, Any]]) -> Callable[[], None]:
         """Begin to copy tensors, (to, from); what it returns ends that, and may be called by another thread."""
-        if self.device.type == "cpu":
-            return partial(copy_all, pairs)
-        if self.module is None:  # another thread may have another stream, and copy too early
+        if self.module is None:  # at once: a thread would copy what has been written since
             copy_all(pairs)
             return partial(copy_all, [])
         self.stream.wait_stream(self.module.current_stream(self.device))
@@ -141,7 +139,16 @@ class Slot:
         """The gradient on the CPU, while there is one to step."""
         self.end: Callable[[], None] | None = None
         """What waits until gradient and weight are on the CPU, as long as nothing has."""
-        self.version = 0
+        self.taken: Any = None
+        """The gradient in `p.grad` of which `grad` is the copy, until it is out of there."""
+        self.versions: tuple[int, ...] = ()
+        """Versions of the parameter at which its weight is the one that was copied, or has been written by `step`."""
+        self.memory = 0
+        """Where that weight was."""
+        self.stepped = False
+        """Whether the step of the copy has returned, and its weight is not written."""
+        self.version: int | None = None
+        """The version of the copy when it got its gradient, as long as it has it."""
         self.arrivals = 0
         """Backward passes that have given a gradient since the last step."""
         self.given = False
@@ -150,6 +157,7 @@ class Slot:
     def take(self, lane: Callable[[torch.device], Lane]) -> None:
         """Begin to copy gradient and weight to the CPU."""
         p, host = self.p, self.host
+        self.stepped, self.version = False, None
         if p.shape != host.shape or p.dtype != host.dtype:
             raise TypeError(
                 f"{self.label} is {p.dtype} of shape {tuple(p.shape)}; expected {host.dtype} of shape "
@@ -163,6 +171,7 @@ class Slot:
                 self.buffer = buffer_for(p, grad.dtype)
             self.grad = self.buffer
             pairs.append((self.grad, grad))
+        self.taken, self.versions, self.memory = grad, (p._version,), p.data_ptr()
         self.end = lane(p.device).read(pairs)
 
     def await_copies(self) -> None:
@@ -179,22 +188,45 @@ class Slot:
         self.host.grad = self.grad
         self.version = self.host._version
 
-    @property
-    def stepped(self) -> bool:
-        """Whether the copy has been stepped since its gradient arrived: each step adds to its version."""
-        return self.grad is not None and self.end is None and self.host._version != self.version
+    def settle(self) -> None:
+        """Note whether a step of all parameters, which may have been interrupted, has stepped the copy.
+
+        Each step adds to the version of the copy, and one that was skipped does not.
+        """
+        self.stepped = self.stepped or (self.version is not None and self.host._version != self.version)
+        self.version = None
+
+    def check_unwritten(self) -> None:
+        """Raise RuntimeError if the program has written the weight since it was copied."""
+        if self.p._version not in self.versions or self.p.data_ptr() != self.memory:
+            raise RuntimeError(
+                f"{self.label} was written between backward and step(), after it was copied to be stepped; expected it "
+                "to be written before backward or after step(), for the step would be written over it. No weight has "
+                "been written: load_state_dict() drops the steps that are pending and keeps the weights as they are"
+            )
+
+    def write(self) -> None:
+        """Write the weight that has been stepped. It may be called again where it was interrupted."""
+        if self.p.grad is self.taken:
+            self.p.grad = None
+        self.versions = (*self.versions, self.p._version + 1)  # first, for it may be interrupted after the copy
+        copy_all([(self.p, self.host)], True)
 
     def leave(self) -> None:
         """Forget the gradient."""
+        self.given = False  # then without gradient, and the rest at last: Offload._finish ends it if interrupted
         self.host.grad = self.grad = None
-        self.end, self.given, self.arrivals = None, False, 0
+        self.end = self.taken = self.version = None
+        self.stepped, self.arrivals = False, 0
 
     def put_back(self) -> None:
         """Have the gradient in `p.grad` again, since it has not been stepped."""
         self.await_copies()
-        with torch.no_grad():
-            grad = self.grad.to(self.p.device, copy=True)
-            self.p.grad = grad if self.p.grad is None else self.p.grad + grad
+        if self.taken is None or self.p.grad is not self.taken:  # else it is there, and this was interrupted
+            with torch.no_grad():
+                grad = self.grad.to(self.p.device, copy=True)
+                self.taken = grad if self.p.grad is None else self.p.grad + grad
+            self.p.grad = self.taken
         self.leave()
 
 
@@ -271,7 +303,8 @@ class Offload(torch.optim.Optimizer):
     RuntimeError
         From backward, for a second gradient of a parameter that has been stepped since `step` was last called; from
         GradScaler without `clip_norm`; from `step`, for hyperparameters that were changed after the first gradient of a
-        round was stepped; from `state_dict` between backward and `step`.
+        round was stepped, and for weights or gradients of stepped parameters that were written between backward and
+        `step`; from `state_dict` and `zero_grad` between backward and `step`.
 
     Examples
     --------
@@ -294,6 +327,10 @@ class Offload(torch.optim.Optimizer):
 
     A gradient that is written to ``p.grad`` by hand is stepped by `step`. After it ``p.grad`` is None. Parameters
     without gradient are not stepped.
+
+    Between backward and `step` weights are not to be written. What torch counts is refused; writes to the elements of
+    ``p.data`` are not seen, and are overwritten. If backward fails, `step` makes the step of the gradients that it
+    gave, and `load_state_dict` drops them.
 
     If the thread raises an exception, `step` or `synchronize` raises it. What was stepped before is kept and written,
     all other weights and their state are as they were, and their gradients are in ``p.grad`` again, for another `step`.
@@ -450,10 +487,12 @@ class Offload(torch.optim.Optimizer):
         if slot.p.grad is None:  # another hook has taken it
             return
         if slot.given:
+            slot.p.grad = None  # this error tells it, and step() is not to fail as well
             raise RuntimeError(
                 f"{slot.label} has got another gradient after it was stepped with the first; expected step() after "
-                f"every {self.accumulate} backward passes (accumulate={self.accumulate}). Where one pass gives it "
-                "several, as reentrant checkpoints do, clip_norm=math.inf has the step wait for all"
+                f"every {self.accumulate} backward passes (accumulate={self.accumulate}). If a backward pass failed, "
+                "step() makes the step of the gradients it gave, and load_state_dict() drops them. Where one pass "
+                "gives several, as reentrant checkpoints do, clip_norm=math.inf has the step wait for all"
             )
         slot.arrivals += 1
         if slot.arrivals >= self.accumulate and not self._begun().waits:
@@ -475,7 +514,7 @@ class Offload(torch.optim.Optimizer):
             slot.stepper.state[slot.host] = inner.state[slot.host]
         slot.given = True  # first, for an exception of a signal handler can come in between: see step
         self._crew.hand(partial(step_slot, slot, self._crew))
-        slot.p.grad = None
+        slot.p.grad = slot.taken = None
 
     def _whole(self, loss: Any) -> None:
         """Step all parameters at once."""
@@ -492,17 +531,29 @@ class Offload(torch.optim.Optimizer):
             Door.step(inner, None if loss is None else lambda: loss)
             made = True
         finally:
-            self._write([slot for slot in taken if slot.stepped])  # also if it was interrupted when it was made
+            self._finish()  # also if it was interrupted when it was made
+        if made:
             for slot in taken:
-                slot.leave()
-                if made:
-                    slot.p.grad = None  # of a step that was skipped
+                slot.p.grad = None  # of a step that was skipped
+
+    def _finish(self) -> None:
+        """End a step of all parameters: write what it has stepped, and leave no gradient in the copies.
+
+        It is called again where it was interrupted, before anything else is done.
+        """
+        left = [slot for slot in self._slots if slot.grad is not None and not slot.given]
+        for slot in left:
+            slot.settle()
+        self._write([slot for slot in left if slot.stepped])
+        for slot in left:
+            slot.leave()
 
     def _write(self, slots: list[Slot]) -> None:
         """Write the weights of these parameters, which have been stepped."""
         for slot in slots:
-            slot.p.grad = None
-            copy_all([(slot.p, slot.host)], True)
+            slot.check_unwritten()
+        for slot in slots:
+            slot.write()
             if slot.given:
                 self._inner.state.update(slot.stepper.state)
             if slot.host in self._inner.state:
@@ -514,13 +565,14 @@ class Offload(torch.optim.Optimizer):
 
     def _tell(self) -> None:
         """Raise what the thread has raised, with everything else as it was."""
+        self._finish()
         error = self._crew.error
         if error is None:
             return
         for slot in self._slots:
             if slot.given and not slot.stepped:
                 slot.put_back()
-        self._write([slot for slot in self._slots if slot.stepped])
+        self._write([slot for slot in self._slots if slot.given and slot.stepped])
         for slot in self._slots:
             slot.arrivals = 0  # what is left is complete, for the next step
         self._crew.error = self._round = None
@@ -560,6 +612,14 @@ class Offload(torch.optim.Optimizer):
             for slot in self._slots:
                 if slot.given and not slot.stepped:  # it was not handed over any more, see _hand
                     slot.leave()
+                elif slot.given and slot.p.grad is slot.taken:  # it was handed over, and is still there
+                    slot.p.grad = None
+                elif slot.given:
+                    raise RuntimeError(
+                        f"{slot.label} has a gradient in p.grad that was written after backward, which has stepped it "
+                        "with its own; expected p.grad to be None, as backward left it. Set it to None to step without "
+                        "it; clip_norm=math.inf has the step wait, and takes what p.grad is by then"
+                    )
             if 0 < max(slot.arrivals for slot in self._slots) < self.accumulate:
                 return loss
             self._check_unchanged()
@@ -571,7 +631,7 @@ class Offload(torch.optim.Optimizer):
                         self._hand(slot)
                 self._crew.wait()
                 self._tell()
-                self._write([slot for slot in self._slots if slot.stepped])
+                self._write([slot for slot in self._slots if slot.given and slot.stepped])
                 self._inner._tally = Tally(self.skipped)
             for slot in self._slots:
                 slot.arrivals = 0
@@ -582,8 +642,15 @@ class Offload(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients in `p.grad` as torch.optim does, and with `accumulate` count from the start.
 
-        Gradients that have been taken are stepped all the same.
+        RuntimeError between backward and `step` if parameters have been stepped, which cannot be undone.
         """
+        slot = next((slot for slot in self._slots if slot.given), None)
+        if slot is not None:
+            raise RuntimeError(
+                f"zero_grad() between backward and step(), when {slot.label} and perhaps others have been stepped "
+                "already; expected step() first. load_state_dict() drops what is pending, also after a backward pass "
+                "that failed. clip_norm=math.inf has the step wait for step(), and batches can be skipped"
+            )
         super().zero_grad(set_to_none)
         for slot in self._slots:
             if not slot.given:
@@ -619,7 +686,11 @@ class Offload(torch.optim.Optimizer):
             return {**self._inner.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any], *, cast: bool = False) -> None:
-        """Take over a state as `cls` does; `cast` is that of its `load_state_dict`."""
+        """Take over a state as `cls` does; `cast` is that of its `load_state_dict`.
+
+        Gradients that backward has given away, steps made with them and an exception of the thread are dropped, and
+        the weights are those the parameters have: so it ends a round that cannot go on.
+        """
 
         def load(_: Any, given: dict[str, Any]) -> dict[str, Any]:
             for slot in self._slots:
@@ -629,12 +700,24 @@ class Offload(torch.optim.Optimizer):
 
         with self._claim:
             self._crew.wait()
-            self._check_written("load_state_dict()")
+            pending = [slot for slot in self._slots if slot.grad is not None]
+            for slot in pending:
+                if not slot.given:
+                    slot.settle()
+            stepped = [(slot.host, slot.host.detach().clone()) for slot in pending]
             last = self.register_load_state_dict_pre_hook(load)
             try:
                 super().load_state_dict(state_dict)
+            except BaseException:
+                copy_all(stepped)
+                raise
             finally:
                 last.remove()
+            for slot in pending:
+                if slot.p.grad is slot.taken:
+                    slot.p.grad = None
+                slot.leave()
+            self._crew.error = self._round = None
             copy_all([(slot.p, slot.host) for slot in self._slots if "master" in (self.state.get(slot.p) or {})])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -688,6 +771,7 @@ def step_slot(slot: Slot, crew: Crew) -> None:
     try:
         slot.arrive()
         Door.step(slot.stepper)
+        slot.stepped = True
     except BaseException as error:
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(f"in the step of {slot.label}, which Offload makes by itself: there it is params[0]")
