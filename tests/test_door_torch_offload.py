@@ -272,14 +272,44 @@ def test_compiled_training_loop():
 
 
 def test_two_of_one_parameter():
-    """The first takes the gradient, and the other has none."""
-    p = torch.nn.Parameter(torch.ones(2))
-    first, second = Offload([p], "SGD", lr=1.0), Offload([p], "SGD", lr=5.0)
+    """Refused by name while the first lives, also frozen and in a group that is added; nothing has changed."""
+    p, q, frozen = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2)), torch.zeros(2)
+    first = Offload([p, frozen], "SGD", lr=1.0)
+    hooks = len(p._post_accumulate_grad_hooks)
+    for params, place in (([q, p], 1), ([frozen], 0)):
+        with pytest.raises(ValueError, match=rf"params\[{place}\] belongs to another Offload.*delete the other before"):
+            Offload(params, "SGD", lr=5.0)
+    assert not q._post_accumulate_grad_hooks
+    other = Offload([q], "SGD", lr=5.0)
+    with pytest.raises(ValueError, match=r"params\[1\] belongs to another Offload"):
+        other.add_param_group({"params": [p]})
+    assert len(other.param_groups) == len(other._inner.param_groups) == 1
+    first.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    assert len(p._post_accumulate_grad_hooks) == hooks == 1
     p.sum().backward()
-    second.step()
-    assert p.tolist() == [1, 1]
     first.step()
     assert p.tolist() == [0, 0]
+    schedule = torch.optim.lr_scheduler.StepLR(first, 1)  # a cycle
+    del first, schedule
+    second = Offload([p, frozen], "SGD", lr=5.0)
+    p.sum().backward()
+    second.step()
+    assert p.tolist() == [-5, -5]
+
+
+@pytest.mark.parametrize("shape", ["broadcast", "windows"])
+@each_dtype
+def test_elements_that_share_memory_are_refused(dtype, shape):
+    """When it is made and when a group is added."""
+    line = torch.zeros(1, 4, dtype=dtype)
+    p = torch.nn.Parameter(line.expand(3, 4) if shape == "broadcast" else line[0].unfold(0, 2, 1))
+    message = "has elements that share memory; expected one place per element"
+    with pytest.raises(ValueError, match=rf"params\[0\] {message}"):
+        Offload([p], "Adam")
+    opt = Offload([torch.nn.Parameter(torch.zeros(2, dtype=dtype))], "Adam")
+    with pytest.raises(ValueError, match=message):
+        opt.add_param_group({"params": [p]})
+    assert len(opt.param_groups) == len(opt._inner.param_groups) == len(opt._slots) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(torch.optim, name)])
@@ -836,8 +866,8 @@ def test_grad_scaler(clip):
     assert opts[0].state[models[0].scale]["step"] < 6
     assert_same(models[1], opts[1], models[0], opts[0])
 
-    model = Model(torch.float32)
     for options in ({}, {"nonfinite": "skip"}):
+        model = Model(torch.float32)
         opt = Offload(groups(model), "Adam", **options)
         scaler = torch.amp.GradScaler("cpu")
         scaler.scale(backward(model, 0))
@@ -948,7 +978,7 @@ def test_a_nonfinite_gradient_raises_and_names_it():
         (lambda p: Offload(p, torch.optim.Adam), TypeError, "expected a class of proptim.torch, or its name"),
         (lambda p: Offload(p, proptim.Adam), TypeError, "expected a class of proptim.torch, or its name"),
         (lambda p: Offload(p, "adam"), ValueError, "'adam' is no class of proptim.torch: did you mean"),
-        (lambda p: Offload(p, "Adam", master=None), ValueError, "Invalid master: None (expected 'split' or 'float32')"),
+        (lambda p: Offload(p, "Adam", master=None), ValueError, "(expected 'split' or 'float32'): the master is on"),
         (lambda p: Offload(p, "Adam", master="auto"), ValueError, "Invalid master: 'auto'"),
         (lambda p: Offload(p, "Adam", accumulate=0), ValueError, "Invalid accumulate: 0"),
         (lambda p: Offload(p, "Adam", accumulate=True), ValueError, "Invalid accumulate: True"),

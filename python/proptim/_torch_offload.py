@@ -8,6 +8,7 @@ autograd may still read them, for another backward through the same graph, or to
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import threading
 import weakref
@@ -17,10 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from proptim import _backend
-from proptim._arrays import as_array, check_disjoint
+from proptim._arrays import as_array, check_disjoint, overlaps_itself
 from proptim._parameters import did_you_mean, near
 from proptim._stepper import Tally
 from proptim._torch_optimizer import Door
@@ -33,6 +36,8 @@ LEFT_OUT = {
     "fallback": "what proptim cannot step is an error here",
 }
 """Options of the optimizers that Offload does not take, and why."""
+OWNERS: Any = WeakTensorKeyDictionary()
+"""Parameter -> a weak reference to the Offload that has it: only one can take the gradient out of `p.grad`."""
 PLACES = ("params", "param_names")
 """Keys of a parameter group that are no hyperparameters."""
 
@@ -128,6 +133,9 @@ class Slot:
         if p.device.type == "meta" or p.layout != torch.strided:
             kind = "on the meta device" if p.device.type == "meta" else f"of layout {p.layout}"
             raise TypeError(f"{label} is {kind}; expected a strided tensor with memory")
+        # Places of elements, counted in elements: the memory itself is not looked at, which may be a device's.
+        if overlaps_itself(np.lib.stride_tricks.as_strided(np.empty((), np.uint8), tuple(p.shape), p.stride())):
+            raise ValueError(f"{label} has elements that share memory; expected one place per element: pass a copy")
         host = buffer_for(p, p.dtype)
         copy_all([(host, p)])
         self.host = torch.nn.Parameter(host, requires_grad=p.requires_grad)
@@ -284,7 +292,8 @@ class Offload(torch.optim.Optimizer):
     Attributes
     ----------
     state : dict
-        Parameter -> its state, of tensors on the CPU; as in `cls`.
+        Parameter -> its state, of tensors on the CPU; as in `cls`. It is for reading, and for writing to the tensors:
+        ``state.clear()`` and other changes of the dict have no effect. Make a new Offload to begin with no state.
     accumulate : int
         The argument; it can be set between steps.
     clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed
@@ -297,7 +306,8 @@ class Offload(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        For a hyperparameter or option out of range, and for parameters that share memory.
+        For a hyperparameter or option out of range, for parameters that share memory, with each other or among their
+        own elements, and for a parameter that another Offload has.
     TypeError
         For a `cls` that is none of `proptim.torch`, and for parameters that it cannot step.
     RuntimeError
@@ -324,6 +334,9 @@ class Offload(torch.optim.Optimizer):
     ``nonfinite="skip"`` or "raise", with the variant "irprop+" of Rprop, which needs ``step(closure)``, and if
     torch.distributed has several processes, which may add their gradients after the hooks have run.
     ``clip_norm=math.inf`` clips nothing and waits.
+
+    `torch.nn.utils.clip_grad_norm_` clips nothing unless the step waits, for ``p.grad`` is None by then: use
+    `clip_norm`.
 
     A gradient that is written to ``p.grad`` by hand is stepped by `step`. After it ``p.grad`` is None. Parameters
     without gradient are not stepped.
@@ -357,7 +370,10 @@ class Offload(torch.optim.Optimizer):
     ) -> None:
         cls = class_of(cls)
         if master not in ("split", "float32"):
-            raise ValueError(f"Invalid master: {master!r:.80} (expected 'split' or 'float32')")
+            raise ValueError(
+                f"Invalid master: {master!r:.80} (expected 'split' or 'float32'): the master is on the CPU, and takes "
+                "no memory of the device"
+            )
         for key, why in LEFT_OUT.items():
             if key in options:
                 raise TypeError(f"Offload got {key}; expected none: {why}")
@@ -377,6 +393,7 @@ class Offload(torch.optim.Optimizer):
         self._hooked: dict[int, Any] = {}
         weakref.finalize(self, unhook, self._hooked).atexit = False
         self._link()
+        self._own()
         self._hook()
 
     # Parameters -------------------------------------------------------------------------------------------------------
@@ -399,6 +416,7 @@ class Offload(torch.optim.Optimizer):
             param_group.update({k: v for k, v in self._inner.param_groups[-1].items() if k not in PLACES})
             self._slots, self._round = slots, None
             self._link()
+            self._own()
             self._hook()
 
     def _slots_of(self, groups: list[dict[str, Any]]) -> list[Slot]:
@@ -411,7 +429,24 @@ class Offload(torch.optim.Optimizer):
         ]
         here = [slot for slot in slots if slot.p.device.type == "cpu" and slot.p.dtype in DTYPES]
         check_disjoint([(slot.label, as_array(slot.p.detach(), slot.label)) for slot in here])
+        for again in (True, False):
+            taken = [slot for slot in slots if OWNERS.get(slot.p, type(None))() not in (None, self)]
+            if not taken:
+                break
+            if again:
+                gc.collect()  # what is in a cycle, as with a scheduler, may be gone
+        else:
+            raise ValueError(
+                f"{taken[0].label} belongs to another Offload, which takes its gradients; expected one for each "
+                "parameter: delete the other before, and the schedulers that hold it"
+            )
         return slots
+
+    def _own(self) -> None:
+        """Let no other Offload have these parameters as long as this one lives."""
+        itself = weakref.ref(self)
+        for slot in self._slots:
+            OWNERS[slot.p] = itself
 
     def _mirrored(self, group: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
         """A group with the copies of its parameters."""
