@@ -420,6 +420,52 @@ def test_zero_grad_drops_what_was_accumulated():
             assert torch.equal(bits(p), bits(q))
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.1}], ids=["runs", "waits"])
+def test_passes_that_share_no_parameter(options):
+    """Cannot be counted: an error of the step() after the last, and right where step() alone decides."""
+
+    def run(experts, at):
+        (experts[at % 2] * (at + 1.0)).square().sum().backward()
+
+    def new():
+        return [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+
+    for way in ("zero_grad", "accumulate"):
+        ours, theirs = new(), new()
+        opt, its = Offload(ours, "Adam", accumulate=2, **options), proptim.torch.Adam(theirs, **options)
+        for _ in range(2):  # the count begins anew
+            run(ours, 0)
+            opt.step()
+            opt.step()
+            run(ours, 1)
+            for _ in range(2):
+                with pytest.raises(
+                    RuntimeError, match=r"no parameter has got a gradient from each.*clip_norm=math\.inf"
+                ):
+                    opt.step()
+            assert [p.tolist() for p in ours] == [[1, 1]] * 2
+            if way == "accumulate":
+                break
+            opt.zero_grad()
+        if way == "accumulate":
+            opt.accumulate = 1
+            opt.step()
+            run(theirs, 0)
+            run(theirs, 1)
+            its.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+    ours, theirs = new(), new()
+    opt, its = Offload(ours, "Adam", clip_norm=math.inf), proptim.torch.Adam(theirs)
+    for params, each in ((ours, opt), (theirs, its)):
+        for at in range(6):
+            run(params, at)
+            if at % 2:
+                each.step()
+                each.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
 def test_a_second_gradient_before_step_is_refused():
     """It names the parameter; step() then makes the step with the first."""
     model, other = Model(BRAIN), Model(BRAIN)

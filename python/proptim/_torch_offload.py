@@ -285,7 +285,8 @@ class Offload(torch.optim.Optimizer):
         Scale all gradients so that their norm is at most this. The step then waits for the last gradient, as below.
     accumulate : int, default 1
         The number of backward passes whose gradients are added before a step. `step` before the last of them changes
-        nothing, so it may be called after each, or once after all.
+        nothing, so it may be called after each, or once after all. Passes are counted by the gradients of each
+        parameter: at least one parameter has to get a gradient in every pass.
     **options
         Hyperparameters and options of `cls`, all but `zero_grads` and `fallback`.
 
@@ -311,6 +312,7 @@ class Offload(torch.optim.Optimizer):
     TypeError
         For a `cls` that is none of `proptim.torch`, and for parameters that it cannot step.
     RuntimeError
+        From `step`, if it was called after each of `accumulate` passes and no parameter has a gradient of every one.
         From backward, for a second gradient of a parameter that has been stepped since `step` was last called; from
         GradScaler without `clip_norm`; from `step`, for hyperparameters that were changed after the first gradient of a
         round was stepped, and for weights or gradients of stepped parameters that were written between backward and
@@ -390,6 +392,7 @@ class Offload(torch.optim.Optimizer):
         self._crew, self._lock = Crew(), threading.Lock()
         self._lanes: dict[torch.device, Lane] = {}
         self._round: Round | None = None
+        self._early = [0]  # gradients that there were in this round at each call of step before the last pass
         self._hooked: dict[int, Any] = {}
         weakref.finalize(self, unhook, self._hooked).atexit = False
         self._link()
@@ -613,6 +616,19 @@ class Offload(torch.optim.Optimizer):
         self._crew.error = self._round = None
         raise error
 
+    def _count(self) -> None:
+        """Count a `step` before the last backward pass; RuntimeError if no parameter has a gradient of each pass."""
+        arrivals = sum(slot.arrivals for slot in self._slots)
+        if arrivals > self._early[-1]:
+            self._early.append(arrivals)
+        if len(self._early) > self.accumulate:
+            raise RuntimeError(
+                f"step() was called after {self.accumulate} backward passes (accumulate={self.accumulate}), and no "
+                "parameter has got a gradient from each; expected one that has, for passes are counted by the "
+                "gradients of a parameter. With accumulate=1 and clip_norm=math.inf, gradients are added until step() "
+                "is called. Those of this round are stepped with accumulate = 1, or dropped by zero_grad()"
+            )
+
     def _check_unchanged(self) -> None:
         """Raise RuntimeError if what is still to be stepped would be stepped with other hyperparameters."""
         now = self._round
@@ -656,6 +672,7 @@ class Offload(torch.optim.Optimizer):
                         "it; clip_norm=math.inf has the step wait, and takes what p.grad is by then"
                     )
             if 0 < max(slot.arrivals for slot in self._slots) < self.accumulate:
+                self._count()
                 return loss
             self._check_unchanged()
             if self._begun().waits:
@@ -670,7 +687,7 @@ class Offload(torch.optim.Optimizer):
                 self._inner._tally = Tally(self.skipped)
             for slot in self._slots:
                 slot.arrivals = 0
-            self._round = None
+            self._round, self._early = None, [0]
             self._hook()
         return loss
 
@@ -688,8 +705,8 @@ class Offload(torch.optim.Optimizer):
             )
         super().zero_grad(set_to_none)
         for slot in self._slots:
-            if not slot.given:
-                slot.arrivals = 0
+            slot.arrivals = 0
+        self._early = [0]
 
     def synchronize(self) -> None:
         """Wait until the thread has stepped every parameter of which it has the gradient; raises what it has raised.
