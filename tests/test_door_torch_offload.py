@@ -1117,6 +1117,30 @@ def test_weights_are_copied_in_backward(monkeypatch):
     assert_same(model, opt, other, its)
 
 
+def test_interrupted_when_it_is_handed_over(monkeypatch):
+    """The thread has the step, and step() waits for it: it is made once."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = Offload([p], "SGD", lr=1.0)
+    submit, step, go = opt._crew.pool.submit, _torch_offload.Door.step, threading.Event()
+
+    def interrupted(job):
+        submit(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_torch_offload.Door, "step", lambda optimizer: (go.wait(20), step(optimizer)))
+    p.grad = torch.ones(3)
+    opt._crew.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(opt._crew.pool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opt._hand(opt._slots[0])
+    threading.Timer(0.1, go.set).start()
+    opt.step()
+    assert p.tolist() == [0, 0, 0]
+    assert p.grad is None
+    assert len(opt._crew.pool._threads) == 1
+
+
 @pytest.mark.parametrize("clip", [None, math.inf], ids=["runs", "waits"])
 def test_interrupted_anywhere(clip):
     """An exception at any line of a step, and again in the step after it: one more step() ends it, made once."""

@@ -94,6 +94,9 @@ class Crew:
         self.last: Future[None] | None = None
         self.process = os.getpid()
         self.pool = ThreadPoolExecutor(1, "proptim-offload")
+        self.pool.submit(
+            lambda: None
+        ).result()  # it starts now: after one interrupted, two may run
 
     def _stay(self) -> None:
         """Begin anew in a child process, where the thread does not exist."""
@@ -114,10 +117,9 @@ class Crew:
     def wait(self) -> None:
         """Return when the thread has nothing left to do."""
         self._stay()
-        while (last := self.last) is not None:
-            last.result()
-            if last is self.last:
-                self.last = None
+        self.last = self.pool.submit(lambda: None)  # after all others, also one whose hand() was interrupted
+        self.last.result()
+        self.last = None
 
 
 class Slot:
