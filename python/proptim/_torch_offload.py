@@ -94,9 +94,7 @@ class Crew:
         self.last: Future[None] | None = None
         self.process = os.getpid()
         self.pool = ThreadPoolExecutor(1, "proptim-offload")
-        self.pool.submit(
-            lambda: None
-        ).result()  # it starts now: after one interrupted, two may run
+        self.pool.submit(lambda: None).result()  # it starts now: after a start that was interrupted, two might run
 
     def _stay(self) -> None:
         """Begin anew in a child process, where the thread does not exist."""
