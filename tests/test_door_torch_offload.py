@@ -26,6 +26,8 @@ import proptim.torch
 from proptim import _torch_offload
 from proptim.torch import Offload
 
+pytestmark = pytest.mark.once  # its steps are those of proptim.torch, which its other tests repeat in every variant
+
 CLASSES = [cls.__name__ for cls in proptim.OPTIMIZERS.values()]
 CASES = [
     pytest.param(cls.__name__, case, id=f"{name}-{i}")
