@@ -602,6 +602,8 @@ static void check_grids(const proptim_isa *isa)
                 float grid[2], word[255];
                 unsigned char code[255], back[255];
                 CHECK(proptim_rprop_steps8(grid, largest[l] * exp2(-7.0 / n), largest[l], n) == 177, "first of %d", n);
+                CHECK(proptim_rprop_steps8(grid, 2 * largest[l], largest[l], n) == 170, "above the grid of %d", n);
+                CHECK(proptim_rprop_steps8(grid, largest[l] * 0x1p-85, largest[l], n) == 254, "below that of %d", n);
                 for (int i = 0; i < 255; i++) code[i] = (unsigned char)i;
                 void *const loaded[] = { word, code, grid }, *const stored[] = { word, back, grid };
                 isa->loads[PROPTIM_STEPS8][PROPTIM_F32](loaded, 255);
