@@ -23,6 +23,7 @@ UNREACHABLE = {
     r"codecs/(words|dither).h:.*_f64 .*bias != BIAS": "no format of 16 bits has the exponents of a double",
     r"os_threads.h:.*attr_init|parallel_pool.c:.*(!told_fork\)|os_thread_start|most_w)": "a system out of threads",
     r"parallel_pool.c:.* of work .*!may_help": "a worker that a job finds awake: not where others have the cores",
+    r"parallel_pool.c:.*atomic_load\(&sleepers\)": "whether a worker sleeps when a job comes: the system decides",
     r"parallel_pool.c:.* of forget_workers": "reached in a child of fork(), which ends without counting",
     r"parallel_pool.c:.*compare_exchange_weak": "another thread claims between two instructions: now and then",
     r"strided.c:.* while \(count > 0\)": "a bound for safety: the loop ends at its `break`, before the odometer turns",
