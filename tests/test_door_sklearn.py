@@ -503,14 +503,14 @@ NAMES = ", ".join(proptim.OPTIMIZERS)
             ValueError,
             "optimizer_options has 'momentun', unknown to SGD, did you mean 'momentum'?; expected some of momentum, "
             "dampening, nesterov, weight_decay, decoupled_weight_decay, clip_value, clip_norm, grad_scale, nonfinite, "
-            "max_skips, flush_denormals, state_dtype, threads, backend",
+            "max_skips, flush_denormals, state_dtype, rounding, seed, threads, backend",
         ),
         (
             {"optimizer_options": {"alpha": 0.9}},
             ValueError,
             "optimizer_options has 'alpha', unknown to Rprop; expected some of etas, step_sizes, variant, "
             "weight_decay, decoupled_weight_decay, clip_value, clip_norm, grad_scale, nonfinite, max_skips, "
-            "flush_denormals, state_dtype, threads, backend",
+            "flush_denormals, state_dtype, rounding, seed, threads, backend",
         ),
         (
             {"optimizer_options": {"lr": 0.1}},
