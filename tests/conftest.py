@@ -56,8 +56,9 @@ def named() -> list[str]:
 def runs_python(item) -> bool:
     """Whether a fixture below has chosen one of the backends without instruction sets and threads for it."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
+    # Strings are names that tests give themselves.
     chosen = [params[name] for name in ("backend", "contestant") if name in params]
-    return any(isinstance(each, tuple) and each[1] is None for each in chosen)  # some tests have names of their own there
+    return any(isinstance(each, tuple) and each[1] is None for each in chosen)
 
 
 def pytest_collection_modifyitems(config, items) -> None:
