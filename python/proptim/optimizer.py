@@ -351,12 +351,12 @@ class Optimizer(Rule):
             self._stepper.zero_grad()
 
     def catch_up(self) -> None:
-        """With `lazy_rows=False`, make up the steps that rows without a gradient have missed, in all parameters.
+        """With ``lazy_rows=False``, make up the steps that rows without a gradient have missed, in all parameters.
 
         After it parameters and state are those after dense steps, within rounding. Call it before reading or writing
         them between steps. What has to see them whole calls it itself: `state_dict`, `save`, copies and pickles,
         `reset`, `remove_param_group`, and a step with a dense gradient. It takes a dense pass over the tables that have
-        rows which are behind; with `lazy_rows=True` it does nothing.
+        rows which are behind; with ``lazy_rows=True`` it does nothing.
 
         Raises
         ------
