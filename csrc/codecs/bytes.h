@@ -37,9 +37,8 @@ static inline SIGNED_WORD FN(level_of)(REAL x, REAL factor)
     const WORD size = FN(word)(REAL_FABS(x));
     const REAL square = FN(real)(size & -(WORD)FN(is_finite)(x)) * factor;
     const SIGNED_WORD below = (SIGNED_WORD)(int32_t)REAL_SQRT(square);
-    /* Which part of the way from one square to the next is rounded up: to nearest, from one half on. */
-    const REAL part = (REAL)0.5;
-    return below + (square - (REAL)(below * below) > part * (REAL)(2 * below + 1));
+    /* Half of the way to the next square, 2 below + 1, is exact. */
+    return below + (square - (REAL)(below * below) > (REAL)below + (REAL)0.5);
 }
 
 static inline REAL FN(of_level)(SIGNED_WORD level, REAL inverse, REAL scale)

@@ -266,9 +266,7 @@ def _levels(values: Array, levels: int) -> tuple[Array, Array]:
     scale = np.maximum(padded.max(axis=1, initial=0), LEAST_SCALE)
     square = padded * (np.float32(levels * levels) / scale)[:, None]
     below = np.sqrt(square).astype(np.int32)
-    # Which part of the way from one square to the next is rounded up: to nearest, from one half on.
-    part = np.float32(0.5)
-    up = square - (below * below).astype(np.float32) > part * (2 * below + 1).astype(np.float32)
+    up = square - (below * below).astype(np.float32) > below.astype(np.float32) + np.float32(0.5)
     level = (below + up).reshape(-1)[: finite.size].reshape(values.shape)
     return level, scale
 

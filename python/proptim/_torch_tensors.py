@@ -125,8 +125,12 @@ def unfit_state(values: Iterable[Any]) -> str:
     """Why proptim cannot read these tensors, the state of a parameter that it could step; empty if it can."""
     for value in values:
         if isinstance(value, torch.Tensor) and value.layout != torch.strided:
-            return f"has layout {value.layout}; expected a strided tensor: use .to_dense()"
+            return _not_strided(value)
     return ""
+
+
+def _not_strided(tensor: Any) -> str:
+    return f"has layout {tensor.layout}; expected a strided tensor: use .to_dense()"
 
 
 def is_rows(p: Any, grad: Any) -> bool:
@@ -149,7 +153,7 @@ def unfit_gradient(p: Any, grad: Any) -> str:
             f"has {grad.sparse_dim()} sparse dimensions; expected 1, as nn.Embedding(sparse=True) gives it: use "
             ".to_dense()"
         )
-    return f"has layout {grad.layout}; expected a strided tensor: use .to_dense()"
+    return _not_strided(grad)
 
 
 def places(groups: list[dict[str, Any]]) -> list[tuple[str, Any]]:
