@@ -1109,7 +1109,7 @@ def test_weights_are_copied_in_backward(monkeypatch):
     monkeypatch.setattr(_torch_offload.Door, "step", lambda optimizer: (go.wait(20), step(optimizer)))
     backward(model, 0)
     before = [p.detach().clone() for p in model.parameters()]
-    held = {slot.label: (slot.host.detach().clone(), slot.p.detach().clone()) for slot in opt._slots if slot.given}
+    held = {slot.label: (slot.host.detach().clone(), slot.p.detach().clone()) for slot in opt._slots if slot.submitted}
     go.set()
     opt.step()
     assert len(held) == len(before) - 1
@@ -1123,7 +1123,7 @@ def test_interrupted_when_it_is_handed_over(monkeypatch):
     """The thread has the step, and step() waits for it: it is made once."""
     p = torch.nn.Parameter(torch.ones(3))
     opt = Offload([p], "SGD", lr=1.0)
-    submit, step, go = opt._crew.pool.submit, _torch_offload.Door.step, threading.Event()
+    submit, step, go = opt._worker.pool.submit, _torch_offload.Door.step, threading.Event()
 
     def interrupted(job):
         submit(job)
@@ -1131,16 +1131,16 @@ def test_interrupted_when_it_is_handed_over(monkeypatch):
 
     monkeypatch.setattr(_torch_offload.Door, "step", lambda optimizer: (go.wait(20), step(optimizer)))
     p.grad = torch.ones(3)
-    opt._crew.wait()
+    opt._worker.wait()
     with monkeypatch.context() as patch:
-        patch.setattr(opt._crew.pool, "submit", interrupted)
+        patch.setattr(opt._worker.pool, "submit", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            opt._hand(opt._slots[0])
+            opt._submit(opt._slots[0])
     threading.Timer(0.1, go.set).start()
     opt.step()
     assert p.tolist() == [0, 0, 0]
     assert p.grad is None
-    assert len(opt._crew.pool._threads) == 1
+    assert len(opt._worker.pool._threads) == 1
 
 
 @pytest.mark.parametrize("clip", [None, math.inf], ids=["runs", "waits"])
@@ -1185,7 +1185,7 @@ def test_interrupted_anywhere(clip):
         opt.step()
         opt.synchronize()
         assert all(p.grad is None for p in params), limits
-        assert all(slot.host.grad is None and slot.grad is None and not slot.given for slot in opt._slots), limits
+        assert all(slot.host.grad is None and slot.grad is None and not slot.submitted for slot in opt._slots), limits
         assert [opt.state[p]["step"].item() for p in params] == [2, 2], limits
         return met, [p.detach() for p in params]
 
@@ -1215,21 +1215,21 @@ def test_copies_that_fail_leave_weights_alone(monkeypatch):
                 p.fill_(5.0)  # as model.load_state_dict does
         for p in params:
             p.grad = torch.ones(2)
-        read, made = _torch_offload.Lane.read, []
+        read, made = _torch_offload.CopyStream.read, []
 
-        def fails(lane, pairs, read=read, made=made):
+        def fails(stream, pairs, read=read, made=made):
             made.append(pairs)
             if len(made) == 2:
                 raise RuntimeError("no memory")
-            return read(lane, pairs)
+            return read(stream, pairs)
 
-        monkeypatch.setattr(_torch_offload.Lane, "read", fails)
+        monkeypatch.setattr(_torch_offload.CopyStream, "read", fails)
         with pytest.raises(RuntimeError, match="no memory"):
             opt.step()
         assert [p.tolist() for p in params] == [[5, 5]] * 3
         opt.step()
         assert [p.tolist() for p in params] == [[4, 4]] * 3
-        monkeypatch.setattr(_torch_offload.Lane, "read", read)
+        monkeypatch.setattr(_torch_offload.CopyStream, "read", read)
         del opt
         gc.collect()
 
@@ -1360,7 +1360,7 @@ def test_nothing_keeps_it_alive():
     model = Model(BRAIN)
     opt = Offload(groups(model), "Adam")
     train(model, opt, range(2))
-    thread = next(t for t in threading.enumerate() if t in opt._crew.pool._threads)
+    thread = next(t for t in threading.enumerate() if t in opt._worker.pool._threads)
     backward(model, 2)
     gone = weakref.ref(opt)
     del opt
@@ -1377,14 +1377,14 @@ def test_two_threads_in_one_step():
     model = Model(BRAIN)
     opt = Offload(groups(model), "Adam")
     inside, go = threading.Event(), threading.Event()
-    wait = opt._crew.wait
+    wait = opt._worker.wait
 
     def slow():
         inside.set()
         go.wait(20)
         wait()
 
-    opt._crew.wait = slow
+    opt._worker.wait = slow
     first = threading.Thread(target=lambda: opt.step(lambda: backward(model, 0)))
     first.start()
     assert inside.wait(20)
@@ -1394,7 +1394,7 @@ def test_two_threads_in_one_step():
         opt.state_dict()
     go.set()
     first.join()
-    opt._crew.wait = wait
+    opt._worker.wait = wait
     other = Model(BRAIN)
     its = plain(other, "Adam")
     train(other, its, [0])
@@ -1594,7 +1594,7 @@ def test_the_order_of_copies(monkeypatch):
     class Module:
         @staticmethod
         def Stream(device):
-            return Stream("lane")
+            return Stream("stream")
 
         @staticmethod
         def current_stream(device):
@@ -1605,20 +1605,20 @@ def test_the_order_of_copies(monkeypatch):
             return stream
 
     monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
-    lane = _torch_offload.Lane(torch.device("cuda"))
-    end = lane.read([(Tensor(), Tensor()), (Tensor(), Tensor())])
-    copies = ["lane begins", *["copy, non_blocking=True"] * 2, "lane ends"]
-    assert told == ["lane waits for backward", *copies, *["lane uses it"] * 2, "lane records"]
+    stream = _torch_offload.CopyStream(torch.device("cuda"))
+    end = stream.read([(Tensor(), Tensor()), (Tensor(), Tensor())])
+    copies = ["stream begins", *["copy, non_blocking=True"] * 2, "stream ends"]
+    assert told == ["stream waits for backward", *copies, *["stream uses it"] * 2, "stream records"]
     end()
-    lane.rest()
-    assert told[-2:] == ["wait for lane", "wait for backward"]
+    stream.synchronize()
+    assert told[-2:] == ["wait for stream", "wait for backward"]
 
     told.clear()
-    other = _torch_offload.Lane(torch.device("mps"))  # without streams of its own
+    other = _torch_offload.CopyStream(torch.device("mps"))  # without streams of its own
     end = other.read([(Tensor(), Tensor())])
     assert told == ["copy, non_blocking=False"]
     end()
-    other.rest()
+    other.synchronize()
     assert told == ["copy, non_blocking=False"]
 
 

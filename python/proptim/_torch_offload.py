@@ -31,18 +31,18 @@ from proptim._torch_tensors import DTYPES, is_spread, places
 
 STREAMED = ("cuda", "xpu")
 """Types of devices that copy from and to pinned memory while they compute; copies of others are waited for."""
-LEFT_OUT = {
+UNSUPPORTED = {
     "zero_grads": "p.grad is None after a step",
     "fallback": "what proptim cannot step is an error here",
 }
 """Options of the optimizers that Offload does not take, and why."""
 OWNERS: Any = WeakTensorKeyDictionary()
 """Parameter -> a weak reference to the Offload that has it: only one can take the gradient out of `p.grad`."""
-PLACES = ("params", "param_names")
+NO_HYPERPARAMETERS = ("params", "param_names")
 """Keys of a parameter group that are no hyperparameters."""
 
 
-class Lane:
+class CopyStream:
     """The way from a device to the CPU: a stream beside that on which the device computes, if it has streams."""
 
     def __init__(self, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Lane:
         end: Callable[[], None] = self.stream.record_event().synchronize
         return end
 
-    def rest(self) -> None:
+    def synchronize(self) -> None:
         """Wait until what has been written to the device is there."""
         if self.module is not None:
             self.module.current_stream(self.device).synchronize()
@@ -82,21 +82,21 @@ def buffer_for(p: Any, dtype: torch.dtype) -> Any:
     return torch.empty_like(p, dtype=dtype, device="cpu", pin_memory=pinned, requires_grad=False)
 
 
-class Crew:
+class Worker:
     """A thread that steps parameters in the order in which they are handed to it, until one fails."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
         """What the first step that failed has raised. No step is made until it has been told."""
-        self._hire()
+        self._start()
 
-    def _hire(self) -> None:
+    def _start(self) -> None:
         self.last: Future[None] | None = None
         self.process = os.getpid()
         self.pool = ThreadPoolExecutor(1, "proptim-offload")
         self.pool.submit(lambda: None).result()  # it starts now: after a start that was interrupted, two might run
 
-    def _stay(self) -> None:
+    def _check_process(self) -> None:
         """Begin anew in a child process, where the thread does not exist."""
         if self.process == os.getpid():
             return
@@ -105,17 +105,17 @@ class Crew:
                 "the process was forked while Offload stepped parameters, and the step of some has ended in the parent "
                 "alone; expected a fork between step() and backward"
             )
-        self._hire()
+        self._start()
 
-    def hand(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None]) -> None:
         """Have the thread run this as well."""
-        self._stay()
+        self._check_process()
         self.last = self.pool.submit(job)
 
     def wait(self) -> None:
         """Return when the thread has nothing left to do."""
-        self._stay()
-        self.last = self.pool.submit(lambda: None)  # after all others, also one whose hand() was interrupted
+        self._check_process()
+        self.last = self.pool.submit(lambda: None)  # after all others, also one whose submit() was interrupted
         self.last.result()
         self.last = None
 
@@ -159,10 +159,10 @@ class Slot:
         """The version of the copy when it got its gradient, as long as it has it."""
         self.arrivals = 0
         """Backward passes that have given a gradient since the last step."""
-        self.given = False
+        self.submitted = False
         """Whether it has been handed to the thread since the last step."""
 
-    def take(self, lane: Callable[[torch.device], Lane]) -> None:
+    def begin_copies(self, stream_of: Callable[[torch.device], CopyStream]) -> None:
         """Begin to copy gradient and weight to the CPU."""
         p, host = self.p, self.host
         self.stepped, self.version = False, None
@@ -180,16 +180,16 @@ class Slot:
             self.grad = self.buffer
             pairs.append((self.grad, grad))
         self.taken, self.versions, self.memory = grad, (p._version,), p.data_ptr()
-        self.end = lane(p.device).read(pairs)
+        self.end = stream_of(p.device).read(pairs)
 
     def await_copies(self) -> None:
-        """Wait for what `take` has begun."""
+        """Wait for what `begin_copies` has begun."""
         if self.end is not None:
             self.end()
             self.end = None
 
-    def arrive(self) -> None:
-        """Wait for what `take` has begun, and give the copy of the weight the gradient."""
+    def attach(self) -> None:
+        """Wait for what `begin_copies` has begun, and give the copy of the weight the gradient."""
         self.await_copies()
         if self.grad.dtype != getattr(self.host, "grad_dtype", self.grad.dtype):  # torch 2.10 or later
             self.host.grad_dtype = self.grad.dtype
@@ -220,9 +220,9 @@ class Slot:
         self.versions = (*self.versions, self.p._version + 1)  # first, for it may be interrupted after the copy
         copy_all([(self.p, self.host)], True)
 
-    def leave(self) -> None:
+    def clear(self) -> None:
         """Forget the gradient."""
-        self.given = False  # then without gradient, and the rest at last: Offload._finish ends it if interrupted
+        self.submitted = False  # then without gradient, and the rest at last: Offload._finish ends it if interrupted
         self.host.grad = self.grad = None
         self.end = self.taken = self.version = None
         self.stepped, self.arrivals = False, 0
@@ -235,7 +235,7 @@ class Slot:
                 grad = self.grad.to(self.p.device, copy=True)
                 self.taken = grad if self.p.grad is None else self.p.grad + grad
             self.p.grad = self.taken
-        self.leave()
+        self.clear()
 
 
 class Round(NamedTuple):
@@ -248,7 +248,7 @@ class Round(NamedTuple):
     options: dict[str, Any]
 
 
-class Passed:
+class Forwarded:
     """An option or attribute of the optimizer on the CPU, shown as an attribute of the whole."""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -353,8 +353,8 @@ class Offload(torch.optim.Optimizer):
     torch.optim has no counterpart; `CPUOffloadOptimizer` of torchao wraps optimizers of torch in a similar way.
     """
 
-    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed = (Passed() for _ in range(6))
-    state_dtype, rounding, cast_grads, threads, backend, grad_norm, skipped = (Passed() for _ in range(7))
+    clip_norm, grad_scale, nonfinite, max_skips, flush_denormals, seed = (Forwarded() for _ in range(6))
+    state_dtype, rounding, cast_grads, threads, backend, grad_norm, skipped = (Forwarded() for _ in range(7))
     state: Any
     param_groups: list[dict[str, Any]]
     _inner: Any = None
@@ -376,7 +376,7 @@ class Offload(torch.optim.Optimizer):
                 f"Invalid master: {master!r:.80} (expected 'split' or 'float32'): the master is on the CPU, and takes "
                 "no memory of the device"
             )
-        for key, why in LEFT_OUT.items():
+        for key, why in UNSUPPORTED.items():
             if key in options:
                 raise TypeError(f"Offload got {key}; expected none: {why}")
         self.accumulate = accumulate
@@ -387,10 +387,10 @@ class Offload(torch.optim.Optimizer):
         self._inner = cls([self._mirrored(group, self._slots) for group in self.param_groups], **options, **kept)
         self.defaults = {**self._inner.defaults}
         for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
-            group.update({key: value for key, value in inner.items() if key not in PLACES})
+            group.update({key: value for key, value in inner.items() if key not in NO_HYPERPARAMETERS})
         self._claim = _backend.new_claim(self._inner.backend or _backend.backend())
-        self._crew, self._lock = Crew(), threading.Lock()
-        self._lanes: dict[torch.device, Lane] = {}
+        self._worker, self._lock = Worker(), threading.Lock()
+        self._streams: dict[torch.device, CopyStream] = {}
         self._round: Round | None = None
         self._early = [0]  # gradients that there were in this round at each call of step before the last pass
         self._hooked: dict[int, Any] = {}
@@ -407,7 +407,7 @@ class Offload(torch.optim.Optimizer):
             super().add_param_group(param_group)
             return
         with self._claim:
-            self._crew.wait()
+            self._worker.wait()
             self._check_written("add_param_group()")
             super().add_param_group(param_group)
             try:
@@ -416,7 +416,7 @@ class Offload(torch.optim.Optimizer):
             except BaseException:
                 self.param_groups.pop()
                 raise
-            param_group.update({k: v for k, v in self._inner.param_groups[-1].items() if k not in PLACES})
+            param_group.update({k: v for k, v in self._inner.param_groups[-1].items() if k not in NO_HYPERPARAMETERS})
             self._slots, self._round = slots, None
             self._link()
             self._own()
@@ -456,7 +456,7 @@ class Offload(torch.optim.Optimizer):
         of = {id(slot.p): slot.host for slot in slots}
         hosts = [of[id(p)] for p in group["params"]]
         names = group.get("param_names")
-        rest = {key: value for key, value in group.items() if key not in PLACES}
+        rest = {key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS}
         return {**rest, "params": hosts if names is None else list(zip(names, hosts, strict=True))}
 
     def _hook(self) -> None:
@@ -471,10 +471,10 @@ class Offload(torch.optim.Optimizer):
         inner = self._inner.state
         self.state = defaultdict(dict, {slot.p: inner[slot.host] for slot in self._slots if slot.host in inner})
 
-    def _lane(self, device: torch.device) -> Lane:
-        if device not in self._lanes:
-            self._lanes[device] = Lane(device)
-        return self._lanes[device]
+    def _stream_of(self, device: torch.device) -> CopyStream:
+        if device not in self._streams:
+            self._streams[device] = CopyStream(device)
+        return self._streams[device]
 
     # Options ----------------------------------------------------------------------------------------------------------
 
@@ -510,7 +510,9 @@ class Offload(torch.optim.Optimizer):
         """What the steps of this round are made with, as it was when the first of them began."""
         if self._round is None:
             inner = self._inner
-            groups = [{k: held(v) for k, v in group.items() if k not in PLACES} for group in self.param_groups]
+            groups = [
+                {k: copied(v) for k, v in group.items() if k not in NO_HYPERPARAMETERS} for group in self.param_groups
+            ]
             waits = (
                 inner.clip_norm is not None
                 or inner.nonfinite != "propagate"
@@ -524,7 +526,7 @@ class Offload(torch.optim.Optimizer):
         """A gradient is in `p.grad`: hand it to the thread if it is complete."""
         if slot.p.grad is None:  # another hook has taken it
             return
-        if slot.given:
+        if slot.submitted:
             slot.p.grad = None  # this error tells it, and step() is not to fail as well
             raise RuntimeError(
                 f"{slot.label} has got another gradient after it was stepped with the first; expected step() after "
@@ -534,12 +536,12 @@ class Offload(torch.optim.Optimizer):
             )
         slot.arrivals += 1
         if slot.arrivals >= self.accumulate and not self._begun().waits:
-            self._hand(slot)
+            self._submit(slot)
 
-    def _hand(self, slot: Slot) -> None:
+    def _submit(self, slot: Slot) -> None:
         """Have the thread step a parameter."""
         now, inner = self._begun(), self._inner
-        slot.take(self._lane)
+        slot.begin_copies(self._stream_of)
         if slot.stepper is None:
             own = {"state": defaultdict(dict), "param_groups": [{"params": [slot.host]}]}
             slot.stepper = object.__new__(type(inner))
@@ -550,8 +552,8 @@ class Offload(torch.optim.Optimizer):
         slot.stepper.state.clear()
         if slot.host in inner.state:
             slot.stepper.state[slot.host] = inner.state[slot.host]
-        slot.given = True  # first, for an exception of a signal handler can come in between: see step
-        self._crew.hand(partial(step_slot, slot, self._crew))
+        slot.submitted = True  # first, for an exception of a signal handler can come in between: see step
+        self._worker.submit(partial(step_slot, slot, self._worker))
         slot.p.grad = slot.taken = None
 
     def _whole(self, loss: Any) -> None:
@@ -561,9 +563,9 @@ class Offload(torch.optim.Optimizer):
         made = False
         try:
             for slot in taken:
-                slot.take(self._lane)
+                slot.begin_copies(self._stream_of)
             for slot in taken:
-                slot.arrive()
+                slot.attach()
             for own, group in zip(inner.param_groups, now.groups, strict=True):
                 own.update(group)
             Door.step(inner, None if loss is None else lambda: loss)
@@ -579,12 +581,12 @@ class Offload(torch.optim.Optimizer):
 
         It is called again where it was interrupted, before anything else is done.
         """
-        left = [slot for slot in self._slots if slot.grad is not None and not slot.given]
+        left = [slot for slot in self._slots if slot.grad is not None and not slot.submitted]
         for slot in left:
             slot.settle()
         self._write([slot for slot in left if slot.stepped])
         for slot in left:
-            slot.leave()
+            slot.clear()
 
     def _write(self, slots: list[Slot]) -> None:
         """Write the weights of these parameters, which have been stepped."""
@@ -592,28 +594,28 @@ class Offload(torch.optim.Optimizer):
             slot.check_unwritten()
         for slot in slots:
             slot.write()
-            if slot.given:
+            if slot.submitted:
                 self._inner.state.update(slot.stepper.state)
             if slot.host in self._inner.state:
                 self.state[slot.p] = self._inner.state[slot.host]
         for device in {slot.p.device for slot in slots}:
-            self._lane(device).rest()  # the next step writes the memory from which they are copied
+            self._stream_of(device).synchronize()  # the next step writes the memory from which they are copied
         for slot in slots:
-            slot.leave()
+            slot.clear()
 
     def _tell(self) -> None:
         """Raise what the thread has raised, with everything else as it was."""
         self._finish()
-        error = self._crew.error
+        error = self._worker.error
         if error is None:
             return
         for slot in self._slots:
-            if slot.given and not slot.stepped:
+            if slot.submitted and not slot.stepped:
                 slot.put_back()
-        self._write([slot for slot in self._slots if slot.given and slot.stepped])
+        self._write([slot for slot in self._slots if slot.submitted and slot.stepped])
         for slot in self._slots:
             slot.arrivals = 0  # what is left is complete, for the next step
-        self._crew.error = self._round = None
+        self._worker.error = self._round = None
         raise error
 
     def _count(self) -> None:
@@ -632,12 +634,12 @@ class Offload(torch.optim.Optimizer):
     def _check_unchanged(self) -> None:
         """Raise RuntimeError if what is still to be stepped would be stepped with other hyperparameters."""
         now = self._round
-        if now is None or not any(slot.given for slot in self._slots):
+        if now is None or not any(slot.submitted for slot in self._slots):
             self._round = None  # nothing was stepped with it
             return
-        changed = [key for key in now.options if not same(now.options[key], self._inner._options[key])]
+        changed = [key for key in now.options if not equal(now.options[key], self._inner._options[key])]
         for group, old in zip(self.param_groups, now.groups, strict=True):
-            changed += [key for key in self._inner._hyper if not same(old.get(key), group.get(key))]
+            changed += [key for key in self._inner._hyper if not equal(old.get(key), group.get(key))]
         if changed:
             raise RuntimeError(
                 f"{changed[0]} was changed between backward and step(), and backward has stepped parameters with the "
@@ -658,14 +660,14 @@ class Offload(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._claim:
-            self._crew.wait()
+            self._worker.wait()
             self._tell()
             for slot in self._slots:
-                if slot.given and not slot.stepped:  # it was not handed over any more, see _hand
-                    slot.leave()
-                elif slot.given and slot.p.grad is slot.taken:  # it was handed over, and is still there
+                if slot.submitted and not slot.stepped:  # it was not handed over any more, see _submit
+                    slot.clear()
+                elif slot.submitted and slot.p.grad is slot.taken:  # it was handed over, and is still there
                     slot.p.grad = None
-                elif slot.given:
+                elif slot.submitted:
                     raise RuntimeError(
                         f"{slot.label} has a gradient in p.grad that was written after backward, which has stepped it "
                         "with its own; expected p.grad to be None, as backward left it. Set it to None to step without "
@@ -679,11 +681,11 @@ class Offload(torch.optim.Optimizer):
                 self._whole(loss)
             else:
                 for slot in self._slots:
-                    if slot.p.grad is not None and not slot.given:
-                        self._hand(slot)
-                self._crew.wait()
+                    if slot.p.grad is not None and not slot.submitted:
+                        self._submit(slot)
+                self._worker.wait()
                 self._tell()
-                self._write([slot for slot in self._slots if slot.given and slot.stepped])
+                self._write([slot for slot in self._slots if slot.submitted and slot.stepped])
                 self._inner._tally = Tally(self.skipped)
             for slot in self._slots:
                 slot.arrivals = 0
@@ -696,7 +698,7 @@ class Offload(torch.optim.Optimizer):
 
         RuntimeError between backward and `step` if parameters have been stepped, which cannot be undone.
         """
-        slot = next((slot for slot in self._slots if slot.given), None)
+        slot = next((slot for slot in self._slots if slot.submitted), None)
         if slot is not None:
             raise RuntimeError(
                 f"zero_grad() between backward and step(), when {slot.label} and perhaps others have been stepped "
@@ -714,7 +716,7 @@ class Offload(torch.optim.Optimizer):
         The weights are not written: `step` does that.
         """
         with self._claim:
-            self._crew.wait()
+            self._worker.wait()
             self._tell()
 
     # Saving and loading -----------------------------------------------------------------------------------------------
@@ -722,7 +724,7 @@ class Offload(torch.optim.Optimizer):
     def _check_written(self, call: str) -> None:
         """Raise RuntimeError if weights of stepped parameters are not written, or else what the thread has raised."""
         self._tell()
-        if any(slot.given for slot in self._slots):
+        if any(slot.submitted for slot in self._slots):
             raise RuntimeError(
                 f"{call} between backward and step(), when some parameters have been stepped and their weights are not "
                 "written; expected step() before"
@@ -731,7 +733,7 @@ class Offload(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state as `cls` returns it; RuntimeError between backward and `step`, when weights differ from it."""
         with self._claim:
-            self._crew.wait()
+            self._worker.wait()
             self._check_written("state_dict()")
             # Weights may have been written since, and a float32 master is then set to them.
             copy_all([(slot.host, slot.p) for slot in self._slots if "master" in (self.state.get(slot.p) or {})])
@@ -751,10 +753,10 @@ class Offload(torch.optim.Optimizer):
             return {**given, "state": {}}
 
         with self._claim:
-            self._crew.wait()
+            self._worker.wait()
             pending = [slot for slot in self._slots if slot.grad is not None]
             for slot in pending:
-                if not slot.given:
+                if not slot.submitted:
                     slot.settle()
             stepped = [(slot.host, slot.host.detach().clone()) for slot in pending]
             last = self.register_load_state_dict_pre_hook(load)
@@ -768,8 +770,8 @@ class Offload(torch.optim.Optimizer):
             for slot in pending:
                 if slot.p.grad is slot.taken:
                     slot.p.grad = None
-                slot.leave()
-            self._crew.error = self._round = None
+                slot.clear()
+            self._worker.error = self._round = None
             copy_all([(slot.p, slot.host) for slot in self._slots if "master" in (self.state.get(slot.p) or {})])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -816,18 +818,18 @@ def unhook(hooked: dict[int, Any]) -> None:
         handle.remove()
 
 
-def step_slot(slot: Slot, crew: Crew) -> None:
+def step_slot(slot: Slot, worker: Worker) -> None:
     """What the thread does for one parameter."""
-    if crew.error is not None:
+    if worker.error is not None:
         return
     try:
-        slot.arrive()
+        slot.attach()
         Door.step(slot.stepper)
         slot.stepped = True
     except BaseException as error:
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(f"in the step of {slot.label}, which Offload makes by itself: there it is params[0]")
-        crew.error = error
+        worker.error = error
     finally:
         slot.host.grad = None
 
@@ -838,12 +840,12 @@ def several_processes() -> bool:
     return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
-def held(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """A value that does not change when the given one is written to."""
     return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
 
 
-def same(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
     """Whether two values of a hyperparameter are equal."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and bool(torch.equal(a, b))
