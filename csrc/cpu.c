@@ -99,21 +99,29 @@ int proptim_cpu_likes_avx512(void)
 }
 
 /*
- * CPUs on which a step is faster if every second 512-bit square root is computed by multiplications, so that the
- * divider and the multipliers work at the same time.  The numbers are ns per weight without and with it.
+ * CPUs on which a step is faster if some 512-bit square roots are computed by multiplications, so that the divider and
+ * the multipliers work at the same time: half of them or a quarter.  The numbers are ns per weight, by `roots time`.
  *
- * Zen 4, measured for a step of RMSprop: 0.275 and 0.220.  Emerald Rapids, by `roots time`: 0.493 and 0.363.  With
- * three vectors of four (16 + 32 instead of 16) RMSprop takes 0.364 there, Adagrad 0.314 instead of 0.366, but Adam
- * 0.383 instead of 0.365.  Intel's other CPUs in this list have the same divider, according to its manuals: 22 cycles
- * for a vector, and 16 when mixed.  Zen 3 has no AVX-512; with AVX2 it was not faster, and so there is no such root for
- * AVX2.  For all other CPUs, such as Zen 5 with a divider twice as fast, it is not known, and they use the instruction.
+ *                 Emerald Rapids        Zen 4
+ *                 RMSprop  Adam         RMSprop  Adagrad  Adam   NAdam
+ *   none          0.493    not noted    0.277    0.275    0.281  0.279
+ *   half          0.363    0.365        0.257    0.208    0.276  0.286
+ *   a quarter     not measured          0.237    0.234    0.245  0.252
+ *
+ * Where three of four were, Emerald Rapids took 0.364 for RMSprop and 0.383 for Adam.  On Zen 4 the multipliers are
+ * busy with the rule itself, the more the longer it is.  Intel's other CPUs in this list have the same divider,
+ * according to its manuals: 22 cycles for a vector, and 16 when mixed.  Zen 3 has no AVX-512; with AVX2 it was not
+ * faster, and so there is no such root for AVX2.  For all other CPUs, such as Zen 5 with a divider twice as fast, it is
+ * not known, and they use the instruction.
  */
+enum { NONE = 1, HALF = 16, QUARTER = 48 };
+
 size_t proptim_cpu_mixed_roots(void)
 {
     unsigned family, model;
     switch (which(&family, &model)) {
     case INTEL:
-        if (family != 6) return 0;
+        if (family != 6) return NONE;
         switch (model) {
         case 85:  /* Skylake-SP, Cascade Lake, Cooper Lake */
         case 106: /* Ice Lake-SP */
@@ -126,19 +134,19 @@ size_t proptim_cpu_mixed_roots(void)
         case 173: /* Granite Rapids */
         case 174: /* Granite Rapids D */
         case 207: /* Emerald Rapids */
-            return 16;
+            return HALF;
         }
-        return 0;
+        return NONE;
     case AMD: /* family 0x19 is Zen 3 and, under these models, Zen 4 */
-        if (family != 0x19) return 0;
-        return (model & 0xf0) == 0x10 || (model & 0xe0) == 0x60 || (model & 0xf0) == 0xa0 ? 16 : 0;
+        if (family != 0x19) return NONE;
+        return (model & 0xf0) == 0x10 || (model & 0xe0) == 0x60 || (model & 0xf0) == 0xa0 ? QUARTER : NONE;
     default:
-        return 0;
+        return NONE;
     }
 }
 
 #else
 
-size_t proptim_cpu_mixed_roots(void) { return 0; }
+size_t proptim_cpu_mixed_roots(void) { return 1; }
 
 #endif

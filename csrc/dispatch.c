@@ -34,7 +34,7 @@ int proptim_isa_runs(const proptim_isa *isa)
     return 0;
 }
 
-atomic_size_t proptim_mixed_roots;
+atomic_size_t proptim_mixed_roots = 1;
 
 const proptim_isa *proptim_isa_find(const char *name)
 {

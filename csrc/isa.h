@@ -53,8 +53,9 @@ struct proptim_isa {
 };
 
 /*
- * Which vectors of float32 compute their square root by multiplications: those whose first index i has this bit set; 0
- * for none.  proptim_isa_find() sets it for this CPU; the bits of results do not depend on it.
+ * Which vectors of float32 compute their square root by multiplications: those whose first index i has all of these
+ * bits set.  16 is every second vector, 48 every fourth, and 1 none, because i is a multiple of 16.  proptim_isa_find()
+ * sets it for this CPU; the bits of results do not depend on it.
  */
 extern atomic_size_t proptim_mixed_roots;
 

@@ -1,10 +1,10 @@
 /*
  * simd/avx512_f32.h - the vector vocabulary for 16 floats.
  *
- * One root and one division occupy the divider for longer than the rest of a step takes.  With MIXED_ROOTS every second
- * vector computes its root by multiplications, while the divider works on the other.  i is that of the text, as in GET.
+ * One root and one division occupy the divider for longer than the rest of a step takes.  With MIXED_ROOTS some vectors
+ * compute their root by multiplications, while the divider works on the others.  i is that of the text, as in GET.
  */
-#define MIXED_ROOTS (i & atomic_load_explicit(&proptim_mixed_roots, memory_order_relaxed))
+#define MIXED_ROOTS (!(~i & atomic_load_explicit(&proptim_mixed_roots, memory_order_relaxed)))
 
 /*
  * The correctly rounded root, as vsqrtps has it: one step of Newton's iteration from an estimate, and a correction by
@@ -17,8 +17,10 @@ static inline __m512 root_f32(__m512 x, size_t mixed)
         const __m512 half = _mm512_set1_ps(0.5f), smallest = _mm512_set1_ps(0x1p-40f);
         const __mmask16 nonzero = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         __m512 y = _mm512_maskz_rsqrt14_ps(nonzero, x); /* 0 where x is +0 or -0, whose root is x */
-        __m512 h = _mm512_mul_ps(y, half);              /* 1 / (2 sqrt(x)) */
-        __m512 g = _mm512_mul_ps(x, y);                 /* sqrt(x) */
+        /* 1 / (2 sqrt(x)), by the exponent: the multipliers are what this way has to save */
+        __m512 h =
+            _mm512_castsi512_ps(_mm512_maskz_sub_epi32(nonzero, _mm512_castps_si512(y), _mm512_set1_epi32(1 << 23)));
+        __m512 g = _mm512_mul_ps(x, y); /* sqrt(x) */
         __m512 r = _mm512_fnmadd_ps(g, h, half);
         g = _mm512_fmadd_ps(g, r, g);
         h = _mm512_fmadd_ps(h, r, h);

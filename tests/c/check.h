@@ -42,7 +42,7 @@ enum { EMULATED_ISAS = 0 };
 enum { MOST_ISAS = 8 };
 
 /* Square roots by the instruction in every vector, or by multiplications in every second one: see isa.h. */
-static inline void mix_roots(int mix) { atomic_store(&proptim_mixed_roots, mix ? 16 : 0); }
+static inline void mix_roots(int mix) { atomic_store(&proptim_mixed_roots, mix ? 16 : 1); }
 
 /* Every table of kernels that runs here, natively or emulated by SIMDe; the others are listed on stderr. */
 static inline int take_part(const proptim_isa **isas)

@@ -3,8 +3,8 @@
  * CPUs.
  *
  *   cpu                          print the choice
- *   cpu <best> <likes> <mixed>   the name of the best instruction set; 1 if 512-bit vectors would be worth it; 16 if
- *                                their roots would be mixed
+ *   cpu <best> <likes> <mixed>   the name of the best instruction set; 1 if 512-bit vectors would be worth it; which
+ *                                of their roots would be mixed, as cpu.c has it
  */
 #include "check.h"
 #include "cpu.h"
