@@ -6,6 +6,7 @@ Idle threads of torch, JAX and OpenMP spin and slow each other down, so no two l
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -38,19 +39,39 @@ class Failed(Exception):
 # In the worker ----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _schedule() -> int | None:
+    """A descriptor of what Linux counts of the calling thread; None on other systems."""
+    try:
+        return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def waited() -> float:
+    """Seconds that this thread could run and had no core, since it began; 0 where the system does not count them.
+
+    Other programs decide about these, and they are no part of a step.
+    """
+    file = _schedule()
+    return 0.0 if file is None else int(os.pread(file, 100, 0).split()[1]) * 1e-9
+
+
 def timed(step: Step, repetitions: int) -> float:
-    """Seconds of one step, the mean of many."""
+    """Seconds of one step, the mean of many, without those in which it waited for a core."""
     run, between = step.run, step.between
     if between is None:
-        begin = perf_counter()
+        lost, begin = waited(), perf_counter()
         for _ in repeat(None, repetitions):
             run()
-        return (perf_counter() - begin) / repetitions
+        total = perf_counter() - begin
+        return (total - (waited() - lost)) / repetitions
     total = 0.0
     for _ in repeat(None, repetitions):
-        begin = perf_counter()
+        lost, begin = waited(), perf_counter()
         run()
         total += perf_counter() - begin
+        total -= waited() - lost
         between()
     return total / repetitions
 

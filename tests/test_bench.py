@@ -444,9 +444,21 @@ def test_the_roof_does_not_read_the_gradient_for_its_norm():
 def test_timing_leaves_out_what_is_between(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 12.0])
     monkeypatch.setattr(worker, "perf_counter", lambda: next(clock))
+    waits = iter([0.0, 0.25, 5.0, 5.0])
+    monkeypatch.setattr(worker, "waited", lambda: next(waits))
     calls = []
-    assert worker.timed(Step(lambda: calls.append("run"), between=lambda: calls.append("between")), 2) == 1.5
+    assert worker.timed(Step(lambda: calls.append("run"), between=lambda: calls.append("between")), 2) == 1.375
     assert calls == ["run", "between"] * 2
+
+
+def test_timing_leaves_out_waiting_for_a_core(monkeypatch):
+    """Of which other programs decide; what the system counts only grows."""
+    clock, waits = iter([0.0, 3.0]), iter([7.0, 8.0])
+    monkeypatch.setattr(worker, "perf_counter", lambda: next(clock))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "waited", lambda: next(waits))
+        assert worker.timed(Step(lambda: None), 4) == 0.5
+    assert 0 <= worker.waited() <= worker.waited()
 
 
 def goal(found, name):
