@@ -212,6 +212,27 @@ def test_the_state_of_torch_loads(kind):
     judge.load_state_dict(opt.state_dict())  # and back
 
 
+def test_hyperparameters_that_SparseAdam_has_not_stay():
+    """Those of our optimizers, of tensors and of arrays, are not switched off by its state."""
+    other = table(torch.float64, (30, 5))
+    judge = torch.optim.SparseAdam([other], lr=0.1)
+    other.grad = drawn(0, other, 20)
+    judge.step()
+    mine = torch.nn.Parameter(other.detach().clone())
+    array = other.detach().numpy().copy()
+    kept = {"weight_decay": 0.5, "amsgrad": True, "eps_hat": True}
+    opt, flat = proptim.torch.Adam([mine], **kept), proptim.Adam([array], **kept)
+    for each in (opt, flat):
+        each.load_state_dict(copy.deepcopy(judge.state_dict()))
+        assert {key: each.param_groups[0][key] for key in kept} == kept
+        assert each.param_groups[0]["lr"] == 0.1
+    for k in range(1, 4):
+        mine.grad = drawn(k, mine, 20)
+        flat.step([mine.grad])
+        opt.step()
+    assert mine.detach().numpy().tobytes() == array.tobytes()
+
+
 def test_a_sparse_momentum_buffer_of_torch():
     """torch.optim.SGD makes one of a sparse gradient; it becomes a dense one."""
     p, q = table(), table()
@@ -222,6 +243,9 @@ def test_a_sparse_momentum_buffer_of_torch():
     opt = proptim.torch.SGD([p], fallback="error")
     opt.load_state_dict(copy.deepcopy(judge.state_dict()))  # whose tensors are taken as they are
     assert torch.equal(opt.state[p]["momentum_buffer"], judge.state[q]["momentum_buffer"].to_dense())
+    flat = proptim.SGD([p.detach().numpy().copy()])
+    flat.load_state_dict(judge.state_dict())
+    assert flat.state[0]["momentum_buffer"].tobytes() == opt.state[p]["momentum_buffer"].numpy().tobytes()
     p.grad = drawn(1, p)
     opt.step()
 

@@ -14,6 +14,7 @@ from proptim import _backend
 from proptim._arrays import BFLOAT16, Array, as_array, name_of, real_view
 from proptim._formats import CODES, FLOAT32, SIXTEEN, arithmetic, empty, rounded, shown, widened
 from proptim._parameters import Clock, Group, Parameter, at_step, frozen, is_schedule, listed
+from proptim._rows import is_sparse_tensor
 from proptim._storage import (
     SCALE,
     compacted,
@@ -171,6 +172,8 @@ def _parse_state(
         if name == "master_lo":
             plane = _parse_low(p, value, label, cast)
             continue
+        if is_sparse_tensor(value):  # the momentum_buffer that torch.optim.SGD makes of a sparse gradient
+            value = value.to_dense()
         array = as_array(value, f"{name!r} in {label}", bits=True)
         kept = kept_as(name)
         if kept in CODES and not cast:

@@ -568,7 +568,7 @@ class Stepper:
             for rows in missed.behind(int(step), p.array[:1].size):
                 stores, _ = made_up(self.rule, p, missed, rows, flush, self._draw(i, step))
                 commit([*stores, (missed.row_step, rows, step)])
-            self.missed = {key: each for key, each in self.missed.items() if each is not missed}
+            del self.missed[id(p.array)]
         tell_torch([given for p in work for given, _ in p.homes])
 
     def _draw(self, i: int, step: float) -> Draw | None:

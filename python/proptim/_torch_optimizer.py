@@ -266,8 +266,7 @@ class Door(torch.optim.Optimizer):
         keeping = self._keeping
 
         def hold(_: Any, given: Any) -> Any:
-            self._check_saved_groups(given)
-            return keeping.hold(params, given, cast)
+            return keeping.hold(params, self._checked_groups(given), cast)
 
         hook = self.register_load_state_dict_pre_hook(hold)  # the last
         try:
@@ -278,21 +277,28 @@ class Door(torch.optim.Optimizer):
             keeping.write(p, self.state.get(p) or {})
         self.seed = seed
 
-    def _check_saved_groups(self, saved: Any) -> None:
-        """Raise ValueError for groups of a state_dict that are those of an optimizer of another class."""
+    def _checked_groups(self, saved: Any) -> Any:
+        """A state_dict whose groups have the hyperparameters of the groups here where they have none of their own.
+
+        Raises ValueError for groups of an optimizer of another class. Those of torch.optim.SparseAdam have no
+        weight_decay, for example.
+        """
         expected = "expected the state of an optimizer of the same class"
         groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
-        for i, (group, own) in enumerate(zip(groups or (), self.param_groups, strict=False)):
+        if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+            return saved  # torch says what is wrong
+        completed = list(groups)
+        for i, (group, own) in enumerate(zip(groups, self.param_groups, strict=False)):
             label, name = f"group {i} of state_dict", self._rule.__name__
-            if not isinstance(group, Mapping):
-                return  # torch says what is wrong
             for key in group:
                 if key in Rule.known and key not in self._hyper and key not in own and key not in ROW_OPTIONS:
                     raise ValueError(f"{label} has the hyperparameter {key!r}, unknown to {name}; {expected}")
             for key, value in self._hyper.items():
-                # Without one that is 0, False or None by default it is off, as in a run of torch.optim.SparseAdam.
+                # What is 0, False or None by default may be missing.
                 if value and not isinstance(value, bool) and key not in self._extras and key not in group:
                     raise ValueError(f"{label} has no hyperparameter {key!r}; {expected}: {name}")
+            completed[i] = {**{key: own[key] for key in self._hyper if key in own}, **group}
+        return {**saved, "param_groups": completed}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: vars(self)[key] for key in ("_options", "_given")}
