@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 import proptim
 import proptim.torch
-from proptim._torch_tensors import native_is_neg
+from proptim._torch_tensors import native
 
 RULES = {name: cls.__name__ for name, cls in proptim.OPTIMIZERS.items()}
 SHARED = [cls for cls in RULES.values() if hasattr(torch.optim, cls)]
@@ -1148,13 +1148,13 @@ def test_interrupted_step_is_counted(monkeypatch):
 exchanged = pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch < 2.10")
 
 
-@pytest.fixture(params=["a function of libtorch", "the method of tensors"])
+@pytest.fixture(params=["libtorch", "the exchange"])
 def asked(request, monkeypatch):
-    """What says whether a tensor is negated: the method only where the function is not found."""
-    if request.param == "the method of tensors":
-        monkeypatch.setattr("proptim._torch_optimizer.native_is_neg", lambda: 0)
+    """What tells C code of a tensor: the exchange only where functions of libtorch are not found."""
+    if request.param == "the exchange":
+        monkeypatch.setattr("proptim._torch_optimizer.native", lambda: ())
     elif sys.platform in ("linux", "darwin"):
-        assert native_is_neg()
+        assert native()
 
 
 def seen_in_c(opt):
@@ -1287,6 +1287,58 @@ def test_state_negated_where_it_lies():
     square.data = torch._neg_view(square.detach())
     give(mine, 5)
     step_refused(opt, mine, TypeError, r"^state 'exp_avg_sq' of params\[0\] is .*negative")
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
+def test_state_that_moves_onto_a_gradient_is_noticed():
+    """The gradient is where it was at the step before, when no state was there."""
+    (p,) = params = [torch.nn.Parameter(torch.ones(()))]
+    p.grad = torch.ones(())
+    opt = proptim.torch.Adam(params, lr=0.5)
+    for _ in range(3):
+        opt.step()
+    opt.state[p]["exp_avg"].data = p.grad
+    step_refused(opt, params, ValueError, r"^grads\[0\] and state 'exp_avg' of params\[0\] share memory")
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("before", range(4))
+def test_swapped_tensors_are_noticed(before):
+    """The objects of two tensors get the memory and the version of each other."""
+    p, q = (torch.nn.Parameter(torch.full((2,), x)) for x in (1.0, 5.0))
+    opt = proptim.torch.SGD([p], lr=1.0)
+    for _ in range(before):
+        p.grad = torch.ones(2)
+        opt.step()
+    p.grad = None
+    torch.utils.swap_tensors(p, q)
+    for k in range(3):
+        p.grad, version = torch.ones(2), p._version
+        opt.step()
+        assert p.tolist() == [4.0 - k] * 2
+        assert p._version == version + 1
+        p.grad = None
+    assert q.tolist() == [1.0 - before] * 2
+
+
+@pytest.mark.usefixtures("asked")
+def test_inference_tensors_have_no_version():
+    """They are stepped, in a mode in which they may change, and one that no longer looks like one too."""
+    with torch.inference_mode():
+        params = [torch.nn.Parameter(torch.ones(2), requires_grad=False) for _ in range(2)]
+    params.append(torch.nn.Parameter(torch.ones(2)))
+    assert params[0].is_inference()
+    with torch.inference_mode():
+        opt = proptim.torch.SGD(params, lr=0.5)
+        for k in range(4):
+            for p in params:
+                p.grad = torch.ones(2)
+            version = params[2]._version
+            opt.step()
+            assert params[2]._version == version + 1
+            assert [p.tolist() for p in params] == [[0.5 - k / 2] * 2] * 3
 
 
 @pytest.mark.once  # the core has to be the backend

@@ -1,7 +1,8 @@
-# Included by _core.pyx.  C code accesses tensors by the DLPack exchange of their library, without linking torch.
-# The structs are those of DLPack 1, see torch/include/ATen/dlpack.h; the exchange came with DLPack 1.3 and torch 2.10.
+# Included by _core.pyx.  C code accesses tensors without linking torch: by functions of libtorch that are found by their
+# names, or else by the DLPack exchange of their library.  The structs are those of DLPack 1, see
+# torch/include/ATen/dlpack.h; the exchange came with DLPack 1.3 and torch 2.10.
 
-from cpython.ref cimport PyObject
+from cpython.ref cimport Py_DECREF, PyObject
 from cpython.dict cimport PyDict_Next
 from cpython.exc cimport PyErr_Clear
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -23,7 +24,40 @@ cdef extern from *:
         int (*view)(void *, exchange_tensor *);
         void *stream;
     } exchange;
-    typedef _Bool (*negated)(const void *);
+    /*
+     * Functions that take an at::Tensor, in the order of `NATIVE` in _torch_tensors.py. Those that return an int32_t are
+     * of torch's stable C interface: see torch/include/torch/csrc/inductor/aoti_torch/c/shim.h. They catch every
+     * exception, and return 0 if there was none. The others throw none for a tensor that is defined and has a version.
+     */
+    typedef struct {
+        const void *(*grad)(const void *); /* takes what an at::Tensor points to, returns an at::Tensor */
+        void *(*object)(const void *);     /* a new reference to its Python object, None if it is undefined */
+        _Bool (*is_neg)(const void *);
+        void (*bump_version)(const void *);
+        int32_t (*layout)(const void *, int32_t *), (*device)(const void *, int32_t *);
+        int32_t (*dtype)(const void *, int32_t *), (*ndim)(const void *, int64_t *);
+        int32_t (*shape)(const void *, int64_t **), (*strides)(const void *, int64_t **);
+        int32_t (*data)(const void *, void **);
+    } libtorch;
+
+    enum { LIBTORCH = sizeof(libtorch) / sizeof(void (*)(void)), LIBTORCH_STRIDED = 0, LIBTORCH_CPU = 0 };
+
+    /* What the exchange tells of a tensor; nonzero if it is none in CPU memory, or its numbers lie there negated. */
+    static int libtorch_view(const libtorch *f, const void *tensor, exchange_tensor *t)
+    {
+        static const exchange_dtype dtypes[] = { /* by the numbers of c10::ScalarType */
+            [2] = { 0, 16, 1 }, [5] = { 2, 16, 1 }, [6] = { 2, 32, 1 }, [7] = { 2, 64, 1 }, [15] = { 4, 16, 1 },
+        };
+        int32_t layout, device, dtype;
+        int64_t ndim;
+        if (f->is_neg(tensor) || f->layout(tensor, &layout) || layout != LIBTORCH_STRIDED) return -1;
+        if (f->device(tensor, &device) || device != LIBTORCH_CPU || f->dtype(tensor, &dtype)) return -1;
+        if (dtype < 0 || dtype > 15 || !dtypes[dtype].bits) return -1;
+        if (f->ndim(tensor, &ndim) || f->shape(tensor, &t->shape) || f->strides(tensor, &t->strides)) return -1;
+        t->device.device_type = 1; /* kDLCPU */
+        t->ndim = (int32_t)ndim, t->dtype = dtypes[dtype], t->byte_offset = 0;
+        return f->data(tensor, &t->data);
+    }
     """
     ctypedef struct exchange_device:
         int32_t device_type
@@ -44,7 +78,13 @@ cdef extern from *:
     ctypedef struct exchange:
         exchange_header header
         int (*view)(void *, exchange_tensor *) noexcept
-    ctypedef bint (*negated)(const void *) noexcept
+    ctypedef struct libtorch:
+        const void *(*grad)(const void *) noexcept
+        void *(*object)(const void *) noexcept
+        void (*bump_version)(const void *) noexcept
+        int32_t (*data)(const void *, void **) noexcept
+    int LIBTORCH
+    int libtorch_view(const libtorch *functions, const void *tensor, exchange_tensor *t) noexcept
 
 cdef enum:
     EXCHANGE_CPU = 1
@@ -58,6 +98,7 @@ cdef struct address_range:
 
 cdef struct watched:  # a tensor that a step writes
     PyObject *tensor
+    void *core                  # what its at::Tensor points to
     void *data
     size_t extent               # bytes from its first element to behind its last
     int array, plane
@@ -92,6 +133,16 @@ cdef exchange *find_exchange(capsule) except? NULL:
     return NULL if table is NULL or table.header.major != 1 or table.view is NULL else table
 
 
+cdef inline void *at_tensor(object tensor) noexcept:
+    """The at::Tensor of an object of torch.Tensor."""
+    return <char *><PyObject *>tensor + sizeof(PyObject)
+
+
+cdef inline void *core_of(object tensor) noexcept:
+    """What it points to."""
+    return (<void **>at_tensor(tensor))[0]
+
+
 cdef class Tensors:
     """The tensors of an optimizer of torch.optim, for a plan that holds none of their memory.
 
@@ -101,7 +152,8 @@ cdef class Tensors:
     cdef readonly Plan plan
     cdef exchange *table
     cdef object plain, parameter, is_neg, mark  # types of tensors, and what is asked of torch
-    cdef negated native_is_neg      # the same as is_neg, of an at::Tensor; NULL if it was not found
+    cdef libtorch native            # what is asked instead; NULL where it was not found
+    cdef bint versioned             # whether native.bump_version tells autograd, for every parameter has a version
     cdef list owned                 # keeps alive the objects that are compared by address
     cdef list every                 # all parameters
     cdef list members               # those in the plan
@@ -119,6 +171,7 @@ cdef class Tensors:
     cdef Py_ssize_t *layout_at
     cdef bint *there                # which members have a gradient
     cdef bint *laid                 # which segments have the layout of their tensors
+    cdef address_range *apart       # where gradients lay that overlap nothing that is written
     cdef double *before             # clock of each row, `n_counted` a row
     cdef double *after
     cdef list values                # (group, hyperparameters) of each row, None where there is nothing to repeat
@@ -126,20 +179,26 @@ cdef class Tensors:
     cdef readonly bint used         # whether it has made a step
     cdef readonly long long steps   # steps made
 
-    def __cinit__(self, Plan plan, capsule, plain, parameter, is_neg, size_t native_is_neg, mark, rule, list every,
-                  list place, list tensors, list numbers, list homes, list planes):
-        """`native_is_neg`: its address, or 0; `place`: index of each parameter of `every` among members, None for one
+    def __cinit__(self, Plan plan, capsule, plain, parameter, is_neg, mark, tuple native, rule, list every, list place,
+                  list tensors, list numbers, list homes, list planes):
+        """`native`: addresses of the functions of `libtorch`, or nothing; `place`: index of each parameter of `every`
 
-        that is left out; for each member `tensors`: parameter and state, None for what is off, as `planes` says (array,
-        plane) of each; `numbers`: those of its clock, tensors or floats; `homes`: its group.
+        among members, None for one that is left out; for each member `tensors`: parameter and state, None for what is
+        off, as `planes` says (array, plane) of each; `numbers`: those of its clock, tensors or floats; `homes`: its
+        group.
         """
         cdef Py_ssize_t i, j, k, n = len(tensors), room = 0
-        cdef exchange_tensor t
         self.table = find_exchange(capsule)
         if self.table is NULL or not plan.disjoint:
             raise BufferError("no exchange")
         self.plan, self.plain, self.parameter, self.is_neg, self.mark = plan, plain, parameter, is_neg, mark
-        self.native_is_neg = <negated>native_is_neg
+        if len(native) == LIBTORCH:
+            for i in range(LIBTORCH):
+                (<void **>&self.native)[i] = <void *><size_t>native[i]
+            try:
+                self.versioned = min([own[0]._version for own in tensors]) >= 0
+            except RuntimeError:  # an inference tensor has none
+                pass
         self.rule, self.every, self.homes = rule, every, homes
         self.members = [own[0] for own in tensors]
         self.owned = [tensors, numbers]
@@ -150,10 +209,11 @@ cdef class Tensors:
         self.layout_at = <Py_ssize_t *>calloc(n + 1, sizeof(Py_ssize_t))
         self.there = <bint *>calloc(n + 1, sizeof(bint))
         self.laid = <bint *>calloc(n + 1, sizeof(bint))
+        self.apart = <address_range *>calloc(n + 1, sizeof(address_range))
         self.before = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         self.after = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         if not (self.place and self.watches and self.counts and self.layout_at and self.there and self.laid
-                and self.before and self.after):
+                and self.apart and self.before and self.after):
             raise MemoryError
         for i in range(len(every)):
             self.place[i] = -1 if place[i] is None else place[i]
@@ -171,6 +231,7 @@ cdef class Tensors:
                     if not self._first_look(i, j, tensor):
                         raise BufferError("not seen")
                     self.watches[i * self.n_watched + j].tensor = <PyObject *>tensor
+                    self.watches[i * self.n_watched + j].core = core_of(tensor)
             for j in range(self.n_counted):
                 number = numbers[i][j]
                 if isinstance(number, float):
@@ -192,6 +253,7 @@ cdef class Tensors:
         free(self.layout_at)
         free(self.there)
         free(self.laid)
+        free(self.apart)
         free(self.before)
         free(self.after)
 
@@ -201,6 +263,8 @@ cdef class Tensors:
         """A plain tensor in CPU memory, which holds its numbers and not their negatives."""
         if type(tensor) is not self.plain and type(tensor) is not self.parameter:
             return False
+        if self.native.data is not NULL:
+            return libtorch_view(&self.native, at_tensor(tensor), t) == 0
         if self.table.view(<void *>tensor, t):
             PyErr_Clear()
             return False
@@ -208,9 +272,19 @@ cdef class Tensors:
             return False
         if t.byte_offset:
             t.data = <char *>t.data + t.byte_offset
-        if self.native_is_neg is NULL:
-            return not self.is_neg(tensor)
-        return not self.native_is_neg(<char *><PyObject *>tensor + sizeof(PyObject))
+        return not self.is_neg(tensor)
+
+    cdef object _grad(self, object p):
+        """p.grad"""
+        cdef PyObject *grad
+        if self.native.grad is NULL or (type(p) is not self.parameter and type(p) is not self.plain):
+            return p.grad
+        grad = <PyObject *>self.native.object(self.native.grad(core_of(p)))
+        if grad is NULL:
+            return p.grad  # which says why
+        found = <object>grad
+        Py_DECREF(found)
+        return found
 
     cdef bint _first_look(self, Py_ssize_t i, Py_ssize_t j, tensor) except -1:
         """Take the layout of a tensor that the caller has checked."""
@@ -263,6 +337,7 @@ cdef class Tensors:
             self.plan.written_high[i] = ranges[i].high
             apart = apart and (i == 0 or ranges[i - 1].high <= ranges[i].low)
         free(ranges)
+        memset(self.apart, 0, len(self.members) * sizeof(address_range))
         return apart
 
     cdef bint _find(self, Py_ssize_t i, bint *moved) except -1:
@@ -281,6 +356,8 @@ cdef class Tensors:
             if w[j].tensor is NULL:
                 continue
             if not self._see(<object>w[j].tensor, &t) or t.ndim != ndim:
+                return False
+            if self.versioned and w[j].core is not core_of(<object>w[j].tensor):  # torch.utils.swap_tensors
                 return False
             if t.dtype.code != w[j].code or t.dtype.bits != w[j].bits:
                 return False
@@ -336,8 +413,13 @@ cdef class Tensors:
             high += (t.shape[d] - 1) * t.strides[d] * itemsize
         if s.size == 0:
             return True
-        if t.data is NULL or self.plan._meets(low, high + itemsize):
+        high += itemsize
+        if t.data is NULL:
             return False
+        if low != self.apart[i].low or high != self.apart[i].high:
+            if self.plan._meets(low, high):
+                return False
+            self.apart[i].low, self.apart[i].high = low, high
         if low % itemsize:
             same = False
         for j in range(self.n_watched):
@@ -488,7 +570,7 @@ cdef class Tensors:
         self._drop()
         for i in range(count):
             p = self.every[i]
-            grad = p.grad
+            grad = self._grad(p)
             k = self.place[i]
             if grad is None:
                 if k >= 0:
@@ -640,12 +722,15 @@ cdef class Tensors:
         cdef int ran
         self.used = True
         if self.stepped:
-            self.mark(self.stepped)  # can raise, so it comes first
+            if not self.versioned:
+                self.mark(self.stepped)  # can raise, so it comes first
             ran = self.plan._run()
         else:
             ran = 0
         for i in range(len(self.members)):
             if self.there[i]:
+                if self.versioned:
+                    self.native.bump_version(at_tensor(<object>self.watches[i * self.n_watched].tensor))
                 row = self.plan.segments[i].row
                 for j in range(self.n_counted):
                     c = &self.counts[i * self.n_counted + j]

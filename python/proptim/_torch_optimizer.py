@@ -42,7 +42,7 @@ from proptim._torch_tensors import (
     is_spread,
     like,
     local,
-    native_is_neg,
+    native,
     places,
     plain,
     scalar,
@@ -426,7 +426,10 @@ class Door(torch.optim.Optimizer):
 
     def _number(self, bound: Any, loss: Any) -> float | None:
         """The loss for rules that compare it."""
-        if not any(self._rule.needs_loss(settled.h) for settled in self._settled):
+        for settled in self._settled:
+            if settled.compares:
+                break
+        else:
             return None
         if loss is not None:
             return as_loss(loss)
@@ -586,7 +589,7 @@ class Door(torch.optim.Optimizer):
                         f"{key!r} cannot be changed with state_dtype='int8', in which the state was made for "
                         "it; expected no change: make a new optimizer"
                     )
-        return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted)
+        return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted, self._rule.needs_loss(h))
 
     def _bind(self) -> Bound:
         """A plan of all parameters that have a gradient, or had one at an earlier step."""
@@ -683,7 +686,7 @@ class Door(torch.optim.Optimizer):
                 clock.append(tensors[name])
             else:
                 # A loss is a plain number: torch casts tensors of a state to the dtype of the parameter when it loads.
-                kept = own.get(name, start) if self._rule.needs_loss(settled.h) else start
+                kept = own.get(name, start) if settled.compares else start
                 clock.append(float(kept))
         stale = [name for name in before if name not in own]
         real = real_view(parameter.array)
@@ -759,7 +762,7 @@ class Door(torch.optim.Optimizer):
             self._hasten(bound)
         else:
             for p, key, row in zip(bound.given, keys, row_of, strict=True):
-                if key is not None and self._rule.needs_loss(self._settled[key[0]].h):
+                if key is not None and self._settled[key[0]].compares:
                     self.state[p]["prev_loss"] = clocks[row][1]
             bound.contents = bound.list_state(self.state)
 
@@ -802,8 +805,8 @@ class Door(torch.optim.Optimizer):
                 torch.Tensor,
                 torch.nn.Parameter,
                 torch.Tensor.is_neg,
-                native_is_neg(),
                 increment_version,
+                native(),
                 self._rule,
                 [p for group in self.param_groups for p in group["params"]],
                 place,

@@ -36,6 +36,8 @@ class Settled:
     """What the rule computes in."""
     h: dict[str, Any]
     wanted: tuple[str, ...]
+    compares: bool
+    """Whether the rule needs the loss, to compare it with that of the last step."""
 
 
 @dataclass(eq=False)

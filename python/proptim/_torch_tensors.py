@@ -34,25 +34,84 @@ NUMBERS = {torch.float32, torch.float64, torch.int32, torch.int64}
 """dtypes of the numbers in a state that are read and written in place."""
 
 
-@functools.cache
-def native_is_neg() -> int:
-    """The address of ``bool at::native::is_neg(const at::Tensor &)``, by its name in the C++ ABI of Linux and macOS.
+NATIVE = {
+    "grad": "_ZNK3c1010TensorImpl4gradEv",
+    "object": "_Z16THPVariable_WrapRKN2at10TensorBaseE",
+    "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+    "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "layout": "aoti_torch_get_layout",
+    "device": "aoti_torch_get_device_type",
+    "dtype": "aoti_torch_get_dtype",
+    "ndim": "aoti_torch_get_dim",
+    "shape": "aoti_torch_get_sizes",
+    "strides": "aoti_torch_get_strides",
+    "data": "aoti_torch_get_data_ptr",
+}
+"""Functions of an at::Tensor, in the order of `libtorch` in _dlpack.pxi, by their names in libtorch.
 
-    torch's own method of a Python tensor asks the same function, and releases the GIL around it, which takes most of
-    60 ns. 0 if the function is not found, or if the at::Tensor does not begin behind the head of the Python object.
-    """
-    function: Any = getattr(ctypes.CDLL(torch._C.__file__), "_ZN2at6native6is_negERKNS_6TensorE", None)
-    if function is None:
-        return 0
-    function.restype, function.argtypes = ctypes.c_bool, [ctypes.c_void_p]
-    with torch.no_grad():
-        number = torch.zeros(2, device="cpu")
-        for tensor in (number, torch._neg_view(number)):
-            for each in (tensor, torch.nn.Parameter(tensor)):
-                at = id(each) + object.__basicsize__
-                if ctypes.c_void_p.from_address(at).value != each._cdata or function(at) is not each.is_neg():
-                    return 0
+The first four names are those of the C++ ABI of Linux and macOS; torch's own methods of a Python tensor call the same
+functions, which takes 40 to 50 ns more. The others are of torch's stable C interface.
+"""
+
+
+SCALARS = {torch.int16: 2, torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
+"""The dtypes that C code knows, and their numbers in c10::ScalarType."""
+
+
+@functools.cache
+def native() -> tuple[int, ...]:
+    """The addresses of these functions; none if one is not found, or does not say what torch says of a few tensors."""
+    library = ctypes.CDLL(torch._C.__file__)
+    functions: dict[str, Any] = {name: getattr(library, symbol, None) for name, symbol in NATIVE.items()}
+    if None in functions.values():
+        return ()
+    with torch.inference_mode(False), torch.no_grad():
+        number = torch.zeros(2, 3, device="cpu", dtype=torch.float32)
+        views = (number, number.T, number[0, 1], torch._neg_view(number), torch.nn.Parameter(number))
+        for each in (*views, *map(number.to, SCALARS)):
+            if ctypes.c_void_p.from_address(id(each) + object.__basicsize__).value != each._cdata:
+                return ()
+            scalars = 0, 0, SCALARS[each.dtype], each.dim()  # a strided tensor, on the CPU
+            facts = each.is_neg(), 1, *scalars, each.shape, each.stride(), each.data_ptr()
+            if _told(functions, each) != facts or _grad(functions, each) is not None:
+                return ()
+        views[-1].grad = number
+        if _grad(functions, views[-1]) is not number:
+            return ()
+    return tuple(map(_address, functions.values()))
+
+
+def _grad(functions: dict[str, Any], tensor: Any) -> Any:
+    """Its gradient."""
+    functions["grad"].restype = ctypes.c_void_p
+    wrap = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(_address(functions["object"]))
+    return wrap(functions["grad"](ctypes.c_void_p(tensor._cdata)))
+
+
+def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _told(functions: dict[str, Any], tensor: Any) -> tuple[Any, ...]:
+    """What they say of a tensor."""
+    at, version = ctypes.c_void_p(id(tensor) + object.__basicsize__), tensor._version
+    functions["is_neg"].restype, functions["bump_version"].restype = ctypes.c_bool, None
+    functions["bump_version"](at)
+    numbers: list[Any] = [ctypes.c_int32() for _ in range(3)] + [ctypes.c_int64()]
+    numbers += [ctypes.POINTER(ctypes.c_int64)() for _ in range(2)] + [ctypes.c_void_p()]
+    failed = [function(at, ctypes.byref(n)) for function, n in zip([*functions.values()][4:], numbers, strict=True)]
+    if any(failed):
+        return ()
+    *scalars, shape, strides, data = numbers
+    ndim = tensor.dim()
+    return (
+        functions["is_neg"](at),
+        tensor._version - version,
+        *(n.value for n in scalars),
+        tuple(shape[:ndim]),
+        tuple(strides[:ndim]),
+        data.value,
+    )
 
 
 def is_spread(tensor: Any) -> bool:
