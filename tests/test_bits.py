@@ -247,7 +247,11 @@ def test_anything(rule, where, dtype, arrays, threads):
 
     The oracle steps contiguous copies.
     """
-    name, options = rule
+    check_anywhere(*rule, where, dtype, arrays, threads)
+
+
+def check_anywhere(name, options, where, dtype, arrays, threads):
+    """Compare arrays of these sizes and places, stepped by a backend and instruction set, with the oracle's."""
     backend, isa = where
     results = []
     for placed in (False, True):

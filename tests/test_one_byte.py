@@ -11,24 +11,19 @@ import pytest
 import proptim
 from proptim._formats import FORGET, QUANTA, Int8, Squares8, Steps8
 from proptim._storage import SMALLEST_IN_BLOCKS
+from proptim.cli import selftest
+from proptim.rprop import ETAS_ON_GRID
 
 SHAPE = (67, 83)
 """Of more elements than SMALLEST_IN_BLOCKS, no whole number of blocks."""
 CASES = [(name, i) for name, cls in proptim.OPTIMIZERS.items() for i in range(len(cls.cases))]
-ON_GRID = {"etas": (0.5, 2**0.25)}
-
-
-def options_of(name, i):
-    """A case of a rule, of Rprop with etas on a grid."""
-    cls = proptim.OPTIMIZERS[name]
-    return {**cls.cases[i], **(ON_GRID if cls is proptim.Rprop else {})}
+ON_GRID = {"etas": ETAS_ON_GRID}
 
 
 def made(name, i, params=None, **options):
     params = [np.zeros(SHAPE, np.float32)] if params is None else params
-    case = options_of(name, i)
-    state_dtype = {"momentum_buffer": "int8"} if case.get("centered") else "int8"
-    return proptim.OPTIMIZERS[name](params, **{"state_dtype": state_dtype, **case, **options})
+    cls = proptim.OPTIMIZERS[name]
+    return cls(params, **{**selftest.in_one_byte(name, cls.cases[i]), **options})
 
 
 def step(opt, rng, times=4):
@@ -220,6 +215,20 @@ def test_step_sizes_in_force_are_shown():
     for key, value in {"etas": (0.5, 2 ** (1 / 3)), "step_sizes": (1e-3, 1.0)}.items():
         with pytest.raises(ValueError, match=f"{key}' cannot be changed with state_dtype='int8'"):
             opt.param_groups[0][key] = value
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (1, 1)])
+def test_one_step_size_or_none(backend, shape):
+    """The grid is that of any array."""
+    w = np.ones(shape, np.float32)
+    opt = proptim.Rprop([w], lr=50 * 2.0**-9, state_dtype="int8", backend=backend, **ON_GRID)
+    for size in (1, 2**0.25, 2**0.5):
+        before = w.copy()
+        opt.step([np.ones(shape, np.float32)])
+        assert np.allclose(before - w, 50 * 2.0**-9 * size)
+    saved = opt.state_dict()
+    assert saved["state"][0]["step_word_scale"].tolist() == [50, 4]
+    proptim.Rprop([w], state_dtype="int8", **ON_GRID).load_state_dict(saved)
 
 
 @pytest.mark.parametrize("variant", ["rprop-", "irprop-", "rprop+", "irprop+"])

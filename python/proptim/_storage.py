@@ -172,12 +172,10 @@ def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: 
 def first_compact(rule: type[Rule], h: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Array]:
     """A state array in one byte before the first step: one number everywhere."""
     made = empty_compact(rule, h, name, shape)
-    one = type(made)(made.code.reshape(-1)[:1].copy(), made[1][: made.code.size])
+    one = made._replace(code=made.code.reshape(-1)[:1].copy())
     for target, where, value in one.stores(np.full(one.code.shape, rule.initial(h, name), np.float32)):
-        target[where] = value
+        target[where] = value  # the scale of all blocks is that of this one
     made.code[...] = one.code if made.code.size else 0
-    if not isinstance(made, Steps8) and made.code.size:
-        made.scale[...] = made.scale[0]
     return named(name, made)
 
 

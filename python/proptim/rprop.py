@@ -22,6 +22,8 @@ VARIANTS = ("rprop-", "irprop-", "rprop+", "irprop+")
 
 SMALLEST, LARGEST = 2.0**-50, 2.0**37
 LARGEST_ETA = sys.float_info.max  # a whole number may be beyond every float
+ETAS_ON_GRID = (0.5, 2**0.25)
+"""For state in one byte: of all that are on a grid those nearest to the default."""
 
 
 def _close(x: float, y: float) -> bool:

@@ -1,6 +1,6 @@
 /*
- * digest.c - a checksum of the results of every kernel, codec and rule on 16-bit formats, which is the same for every
- * instruction set, compiler and architecture.
+ * digest.c - a checksum of the results of every kernel, codec and rule on formats of 16 bits and of one byte, which is
+ * the same for every instruction set, compiler and architecture.
  *
  *   digest               print a line per kernel and dtype: the new digests.txt, after an intended change of bits
  *   digest digests.txt   compare with the lines of a file
@@ -148,6 +148,52 @@ static uint64_t digest_formats(const proptim_isa *isa, int rule, int dtype, prop
     return hash;
 }
 
+/* Several steps of a rule with state in one byte, over blocks and a tail, under float32 parameters. */
+static uint64_t digest_one_byte(const proptim_isa *isa, int rule)
+{
+    enum { LARGE = 2 * PROPTIM_QUANTA + N, SCALES = 3 };
+    const struct text *text = &texts[rule];
+    uint64_t random = seed_of(text->name), hash = FNV_START;
+    float values[PROPTIM_MAX_ARRAYS][LARGE], scales[PROPTIM_MAX_ARRAYS][SCALES];
+    uint8_t codes[PROPTIM_MAX_ARRAYS][LARGE];
+    char word[32];
+    for (unsigned run = 0; run < RUNS; run++) {
+        const unsigned mask = present(text, run);
+        const uint8_t averages = run & 2 ? PROPTIM_SQUARES8 : PROPTIM_INT8;
+        double coefs[PROPTIM_MAX_COEFS];
+        proptim_row row;
+        draw_coefs(text, &random, coefs);
+        proptim_row_init(&row, (proptim_rule)rule, coefs);
+        row.stages[PROPTIM_zero] = run & 1;
+        for (int step = 0; step < STEPS; step++) {
+            proptim_segment s = { .size = LARGE, .dtype = PROPTIM_F32, .dense = PROPTIM_DENSE };
+            for (int j = 0; text->marks[j]; j++) {
+                proptim_plane_array *const a = &s.arrays[j];
+                void *const operands[3] = { values[j], codes[j], scales[j] };
+                word_at(text->arrays, j, word);
+                if (step == 0 || j == PROPTIM_GRADS)
+                    fill(PROPTIM_F32, values[j], LARGE, role_of(word), run & 4 ? WILD : TAME, &random);
+                if (j > PROPTIM_GRADS) a->format = rule == PROPTIM_rprop ? PROPTIM_STEPS8 : averages;
+                if (step == 0 && j > PROPTIM_GRADS) {
+                    scales[j][0] = 50;
+                    scales[j][1] = (float)(1 + run % 4);
+                    proptim_isa_scalar.stores[a->format][PROPTIM_F32](operands, LARGE);
+                }
+                if (!(mask >> j & 1)) continue;
+                a->planes[0] = j > PROPTIM_GRADS ? (void *)codes[j] : values[j];
+                a->planes[1] = j > PROPTIM_GRADS ? scales[j] : NULL;
+            }
+            proptim_step(isa, (proptim_rule)rule, &s, 1, &row, 1, NULL);
+            for (int j = 0; text->marks[j]; j++)
+                for (int p = 0; p < 2 && s.arrays[j].planes[p]; p++)
+                    for (size_t i = 0; i < plane_count(s.arrays[j].format, p, LARGE); i++)
+                        hash = fnv(hash, plane_bits_at(PROPTIM_F32, s.arrays[j].format, p, s.arrays[j].planes[p], i),
+                                   (int)plane_bytes(PROPTIM_F32, s.arrays[j].format, p));
+        }
+    }
+    return hash;
+}
+
 /* Digest number i of a dtype, and its name; "" after the last, NULL if there is none for this dtype. */
 static const char *digest_at(int i, const proptim_isa *isa, int dtype, uint64_t *hash)
 {
@@ -167,10 +213,13 @@ static const char *digest_at(int i, const proptim_isa *isa, int dtype, uint64_t 
         return formats[i];
     }
     i -= PROPTIM_FORMATS;
-    if (i >= 2 * PROPTIM_RULES) return "";
-    const int rule = i % PROPTIM_RULES, random = i / PROPTIM_RULES;
-    *hash = digest_formats(isa, rule, dtype, random ? PROPTIM_STOCHASTIC : PROPTIM_NEAREST);
-    snprintf(name, sizeof name, random ? "%s-16-stochastic" : "%s-16", texts[rule].name);
+    if (i >= 3 * PROPTIM_RULES) return "";
+    static const char *const kinds[] = { "16", "16-stochastic", "8" };
+    const int rule = i % PROPTIM_RULES, kind = i / PROPTIM_RULES;
+    if (kind == 2 && !exists(dtype, PROPTIM_INT8)) return NULL;
+    *hash = kind == 2 ? digest_one_byte(isa, rule)
+                      : digest_formats(isa, rule, dtype, kind ? PROPTIM_STOCHASTIC : PROPTIM_NEAREST);
+    snprintf(name, sizeof name, "%s-%s", texts[rule].name, kinds[kind]);
     return name;
 }
 

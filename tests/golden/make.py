@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 DTYPES = ("float32", "float64")
 PERIOD, TIMES = 21, 43
 """The run repeats 21 weights 43 times: each comes to every lane of every vector, to the tail, and into 15 shares."""
+TIMES_IN_BLOCKS = 197  # for state in one byte: 16 blocks of 256 weights and a smaller one, each with all 21
 LOSSES = (4.0, 3.0, 3.5, 2.0, 2.5, 1.0)  # irprop+ takes back where they rise
 SPECIAL = {3: 0.0, 8: -0.0, 11: 2.0**-140, 14: -1e-25, 17: 64.0}  # position -> gradient; subnormal in float32
 STAGES: list[dict[str, Any]] = [
@@ -37,27 +39,48 @@ def gradient(step: int) -> list[float]:
     return grad
 
 
-def cases(name: str) -> dict[str, dict[str, Any]]:
-    """Options of an optimizer by their JSON text: every branch of the rule, with no stage and with all."""
+def cases(name: str, dtype: str) -> dict[str, dict[str, Any]]:
+    """Options of an optimizer by their JSON text: every branch of the rule, with no stage and with all.
+
+    Of float32 also every branch with state in one byte, and with state in bfloat16 that is rounded at random.
+    """
     sets = [{**options, **stages} for options in selftest.OPTIONS[name] for stages in STAGES]
+    if dtype == "float32":
+        sets += [selftest.in_one_byte(name, options) for options in selftest.OPTIONS[name]]
+        sets += [{**options, **selftest.COMPACT} for options in selftest.OPTIONS[name]]
     return {json.dumps(options): options for options in sets}
+
+
+def is_compact(options: dict[str, Any]) -> bool:
+    """Whether state is in fewer bytes than the arithmetic."""
+    return "state_dtype" in options
 
 
 def run(name: str, options: dict[str, Any], dtype: str, **where: Any) -> dict[str, Any]:
     """Parameters, gradients and state after the run, whole arrays."""
-    param = np.tile(np.array([((37 * i) % 64 - 32) / 24 for i in range(PERIOD)], dtype), TIMES)
+    times = TIMES_IN_BLOCKS if is_compact(options) else TIMES
+    param = np.tile(np.array([((37 * i) % 64 - 32) / 24 for i in range(PERIOD)], dtype), times)
     opt = proptim.OPTIMIZERS[name]([param], **options, **where)
     grad = param
     for step, loss in enumerate(LOSSES):
-        grad = np.tile(np.array(gradient(step), dtype), TIMES)
+        grad = np.tile(np.array(gradient(step), dtype), times)
         opt.step([grad], loss=loss)
-    state = {key: value for key, value in opt.state[0].items() if isinstance(value, np.ndarray)}
+    kept = opt.state_dict()["state"][0] if is_compact(options) else opt.state[0]
+    state = {key: value for key, value in kept.items() if isinstance(value, np.ndarray)}
     return {"param": param, "grad": grad, **state}
 
 
 def bits(array: Any) -> str:
     """The bits of the first period in hexadecimal."""
     return " ".join(f"{int(b):0{2 * array.itemsize}x}" for b in array[:PERIOD].view(f"u{array.itemsize}"))
+
+
+def recorded(array: Any, options: dict[str, Any]) -> str:
+    """What a file has of an array: the first period, and where not all are like it a checksum of all bits."""
+    if not is_compact(options):
+        return bits(array)
+    whole = zlib.crc32(array.view(f"u{array.itemsize}").astype(f"<u{array.itemsize}").tobytes())
+    return f"{bits(array)} crc32 {whole:08x}"
 
 
 def check_installed() -> None:
@@ -76,8 +99,8 @@ def main() -> None:
     for name in proptim.OPTIMIZERS:
         found = {
             dtype: {
-                text: {key: bits(array) for key, array in run(name, options, dtype, backend="numpy").items()}
-                for text, options in cases(name).items()
+                text: {key: recorded(a, options) for key, a in run(name, options, dtype, backend="numpy").items()}
+                for text, options in cases(name, dtype).items()
             }
             for dtype in DTYPES
         }

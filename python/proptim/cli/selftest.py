@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import proptim
 from proptim import _backend
+from proptim.rprop import ETAS_ON_GRID
 
 OPTIONS = {name: cls.cases for name, cls in proptim.OPTIMIZERS.items()}
 """Option sets that together reach every branch of every rule."""
@@ -33,6 +34,14 @@ STAGES: list[dict[str, Any]] = [
 """No stage, and all of them."""
 COMPACT: dict[str, Any] = {"state_dtype": "bfloat16", "rounding": "stochastic", "seed": 1}
 """State that is rounded at random."""
+
+
+def in_one_byte(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an optimizer with all state in one byte that can be."""
+    state_dtype = {"momentum_buffer": "int8"} if options.get("centered") else "int8"
+    etas = {"etas": ETAS_ON_GRID} if proptim.OPTIMIZERS[name] is proptim.Rprop else {}
+    return {**options, "state_dtype": state_dtype, **etas}
+
 
 # Around one vector of every width (up to 16), the alignment of parts for threads (64), and one block of a step (512
 # doubles, 1,024 floats).
@@ -108,6 +117,13 @@ def run(args: argparse.Namespace) -> int:
         for stage in (*STAGES, COMPACT)
         for size in SIZES
         for dtype in (np.float32, np.float64)
+    ]
+    # Averages of fewer elements than the largest size has are not kept in one byte.
+    cases += [
+        (name, {**in_one_byte(name, options), **stage}, SIZES[-1], np.float32)
+        for name in proptim.OPTIMIZERS
+        for options in OPTIONS[name]
+        for stage in STAGES
     ]
     others = contestants()
     expected = [run_case(*case, backend="numpy") for case in cases] if others else []
