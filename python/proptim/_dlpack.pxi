@@ -42,21 +42,44 @@ cdef extern from *:
 
     enum { LIBTORCH = sizeof(libtorch) / sizeof(void (*)(void)), LIBTORCH_STRIDED = 0, LIBTORCH_CPU = 0 };
 
-    /* What the exchange tells of a tensor; nonzero if it is none in CPU memory, or its numbers lie there negated. */
+    static const exchange_dtype libtorch_dtypes[] = { /* by the numbers of c10::ScalarType */
+        [2] = { 0, 16, 1 }, [5] = { 2, 16, 1 }, [6] = { 2, 32, 1 }, [7] = { 2, 64, 1 }, [15] = { 4, 16, 1 },
+    };
+
+    /* What the exchange tells of a tensor; 0 if it is none in CPU memory, or its numbers lie there negated. */
     static int libtorch_view(const libtorch *f, const void *tensor, exchange_tensor *t)
     {
-        static const exchange_dtype dtypes[] = { /* by the numbers of c10::ScalarType */
-            [2] = { 0, 16, 1 }, [5] = { 2, 16, 1 }, [6] = { 2, 32, 1 }, [7] = { 2, 64, 1 }, [15] = { 4, 16, 1 },
-        };
         int32_t layout, device, dtype;
         int64_t ndim;
-        if (f->is_neg(tensor) || f->layout(tensor, &layout) || layout != LIBTORCH_STRIDED) return -1;
-        if (f->device(tensor, &device) || device != LIBTORCH_CPU || f->dtype(tensor, &dtype)) return -1;
-        if (dtype < 0 || dtype > 15 || !dtypes[dtype].bits) return -1;
-        if (f->ndim(tensor, &ndim) || f->shape(tensor, &t->shape) || f->strides(tensor, &t->strides)) return -1;
+        if (f->is_neg(tensor) || f->layout(tensor, &layout) || layout != LIBTORCH_STRIDED) return 0;
+        if (f->device(tensor, &device) || device != LIBTORCH_CPU || f->dtype(tensor, &dtype)) return 0;
+        if (dtype < 0 || dtype > 15 || !libtorch_dtypes[dtype].bits) return 0;
+        if (f->ndim(tensor, &ndim) || f->shape(tensor, &t->shape) || f->strides(tensor, &t->strides)) return 0;
         t->device.device_type = 1; /* kDLCPU */
-        t->ndim = (int32_t)ndim, t->dtype = dtypes[dtype], t->byte_offset = 0;
-        return f->data(tensor, &t->data);
+        t->ndim = (int32_t)ndim, t->dtype = libtorch_dtypes[dtype], t->byte_offset = 0;
+        return !f->data(tensor, &t->data);
+    }
+
+    /* Whether a tensor is where one was before, and as that was. So its memory is that of the CPU. */
+    static int libtorch_same(const libtorch *f, const void *tensor, const exchange_tensor *before)
+    {
+        void *data;
+        int32_t dtype;
+        int64_t ndim, *shape, *strides;
+        if (!before->data || f->data(tensor, &data) || data != before->data || f->is_neg(tensor)) return 0;
+        if (f->dtype(tensor, &dtype) || dtype < 0 || dtype > 15) return 0;
+        if (libtorch_dtypes[dtype].code != before->dtype.code || libtorch_dtypes[dtype].bits != before->dtype.bits) return 0;
+        if (f->ndim(tensor, &ndim) || ndim != before->ndim) return 0;
+        if (ndim == 0) return 1;
+        if (f->shape(tensor, &shape) || f->strides(tensor, &strides)) return 0;
+        for (int64_t d = 0; d < ndim; d++)
+            if (shape[d] != before->shape[d] || strides[d] != before->strides[d]) return 0;
+        return 1;
+    }
+
+    static inline int is_one_of(PyObject *object, PyObject *type, PyObject *other)
+    {
+        return (PyObject *)Py_TYPE(object) == type || (PyObject *)Py_TYPE(object) == other;
     }
     """
     ctypedef struct exchange_device:
@@ -84,7 +107,9 @@ cdef extern from *:
         void (*bump_version)(const void *) noexcept
         int32_t (*data)(const void *, void **) noexcept
     int LIBTORCH
-    int libtorch_view(const libtorch *functions, const void *tensor, exchange_tensor *t) noexcept
+    bint libtorch_view(const libtorch *functions, const void *tensor, exchange_tensor *t) noexcept
+    bint libtorch_same(const libtorch *functions, const void *tensor, const exchange_tensor *before) noexcept
+    bint is_one_of(PyObject *object, PyObject *type, PyObject *other) noexcept
 
 cdef enum:
     EXCHANGE_CPU = 1
@@ -99,17 +124,15 @@ cdef struct address_range:
 cdef struct watched:  # a tensor that a step writes
     PyObject *tensor
     void *core                  # what its at::Tensor points to
-    void *data
+    exchange_tensor seen        # at the last look
     size_t extent               # bytes from its first element to behind its last
     int array, plane
-    uint8_t code, bits          # of its dtype
     Py_ssize_t itemsize
 
 cdef struct counted:  # a number in the state
     PyObject *tensor            # NULL for one that is kept here
-    void *data
+    exchange_tensor seen        # at the last look
     double own                  # where it is kept here
-    int bits
 
 
 cdef int by_address(const void *a, const void *b) noexcept nogil:
@@ -133,12 +156,12 @@ cdef exchange *find_exchange(capsule) except? NULL:
     return NULL if table is NULL or table.header.major != 1 or table.view is NULL else table
 
 
-cdef inline void *at_tensor(object tensor) noexcept:
+cdef inline void *at_tensor(PyObject *tensor) noexcept:
     """The at::Tensor of an object of torch.Tensor."""
-    return <char *><PyObject *>tensor + sizeof(PyObject)
+    return <char *>tensor + sizeof(PyObject)
 
 
-cdef inline void *core_of(object tensor) noexcept:
+cdef inline void *core_of(PyObject *tensor) noexcept:
     """What it points to."""
     return (<void **>at_tensor(tensor))[0]
 
@@ -171,7 +194,7 @@ cdef class Tensors:
     cdef Py_ssize_t *layout_at
     cdef bint *there                # which members have a gradient
     cdef bint *laid                 # which segments have the layout of their tensors
-    cdef address_range *apart       # where gradients lay that overlap nothing that is written
+    cdef exchange_tensor *bound     # the last gradient of each segment that it was laid out for
     cdef double *before             # clock of each row, `n_counted` a row
     cdef double *after
     cdef list values                # (group, hyperparameters) of each row, None where there is nothing to repeat
@@ -209,11 +232,11 @@ cdef class Tensors:
         self.layout_at = <Py_ssize_t *>calloc(n + 1, sizeof(Py_ssize_t))
         self.there = <bint *>calloc(n + 1, sizeof(bint))
         self.laid = <bint *>calloc(n + 1, sizeof(bint))
-        self.apart = <address_range *>calloc(n + 1, sizeof(address_range))
+        self.bound = <exchange_tensor *>calloc(n + 1, sizeof(exchange_tensor))
         self.before = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         self.after = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         if not (self.place and self.watches and self.counts and self.layout_at and self.there and self.laid
-                and self.apart and self.before and self.after):
+                and self.bound and self.before and self.after):
             raise MemoryError
         for i in range(len(every)):
             self.place[i] = -1 if place[i] is None else place[i]
@@ -231,12 +254,13 @@ cdef class Tensors:
                     if not self._first_look(i, j, tensor):
                         raise BufferError("not seen")
                     self.watches[i * self.n_watched + j].tensor = <PyObject *>tensor
-                    self.watches[i * self.n_watched + j].core = core_of(tensor)
+                    self.watches[i * self.n_watched + j].core = core_of(<PyObject *>tensor)
             for j in range(self.n_counted):
                 number = numbers[i][j]
                 if isinstance(number, float):
                     self.counts[i * self.n_counted + j].own = number
-                    self.counts[i * self.n_counted + j].bits = 64
+                    self.counts[i * self.n_counted + j].seen.data = &self.counts[i * self.n_counted + j].own
+                    self.counts[i * self.n_counted + j].seen.dtype.bits = 64
                 else:
                     self.counts[i * self.n_counted + j].tensor = <PyObject *>number
         if not self._sort():
@@ -253,7 +277,7 @@ cdef class Tensors:
         free(self.layout_at)
         free(self.there)
         free(self.laid)
-        free(self.apart)
+        free(self.bound)
         free(self.before)
         free(self.after)
 
@@ -261,10 +285,10 @@ cdef class Tensors:
 
     cdef bint _see(self, object tensor, exchange_tensor *t) except -1:
         """A plain tensor in CPU memory, which holds its numbers and not their negatives."""
-        if type(tensor) is not self.plain and type(tensor) is not self.parameter:
+        if not is_one_of(<PyObject *>tensor, <PyObject *>self.plain, <PyObject *>self.parameter):
             return False
         if self.native.data is not NULL:
-            return libtorch_view(&self.native, at_tensor(tensor), t) == 0
+            return libtorch_view(&self.native, at_tensor(<PyObject *>tensor), t)
         if self.table.view(<void *>tensor, t):
             PyErr_Clear()
             return False
@@ -274,12 +298,17 @@ cdef class Tensors:
             t.data = <char *>t.data + t.byte_offset
         return not self.is_neg(tensor)
 
+    cdef inline bint _same(self, PyObject *tensor, const exchange_tensor *before) noexcept:
+        """Whether it is as it was at an earlier look, by a quick check."""
+        return (self.native.data is not NULL and is_one_of(tensor, <PyObject *>self.plain, <PyObject *>self.parameter)
+                and libtorch_same(&self.native, at_tensor(tensor), before))
+
     cdef object _grad(self, object p):
         """p.grad"""
         cdef PyObject *grad
-        if self.native.grad is NULL or (type(p) is not self.parameter and type(p) is not self.plain):
+        if self.native.grad is NULL or not is_one_of(<PyObject *>p, <PyObject *>self.parameter, <PyObject *>self.plain):
             return p.grad
-        grad = <PyObject *>self.native.object(self.native.grad(core_of(p)))
+        grad = <PyObject *>self.native.object(self.native.grad(core_of(<PyObject *>p)))
         if grad is NULL:
             return p.grad  # which says why
         found = <object>grad
@@ -300,7 +329,6 @@ cdef class Tensors:
             return False
         if t.dtype.code not in (EXCHANGE_FLOAT, EXCHANGE_BFLOAT, EXCHANGE_INT):  # the last are halves of a master
             return False
-        w.code, w.bits = t.dtype.code, t.dtype.bits
         w.itemsize = itemsize = t.dtype.bits // 8
         w.extent = itemsize
         for d in range(t.ndim):
@@ -313,7 +341,8 @@ cdef class Tensors:
             w.extent = 0
         elif t.data is NULL:
             return False
-        w.data = t.data
+        w.seen = t
+        w.seen.shape, w.seen.strides = shape, strides
         return True
 
     cdef bint _sort(self) except -1:
@@ -325,7 +354,7 @@ cdef class Tensors:
             raise MemoryError
         for i in range(n):
             if self.watches[i].tensor is not NULL and self.watches[i].extent:
-                ranges[count].low = <size_t>self.watches[i].data
+                ranges[count].low = <size_t>self.watches[i].seen.data
                 ranges[count].high = ranges[count].low + self.watches[i].extent
                 count += 1
         qsort(ranges, count, sizeof(address_range), by_address)
@@ -337,7 +366,8 @@ cdef class Tensors:
             self.plan.written_high[i] = ranges[i].high
             apart = apart and (i == 0 or ranges[i - 1].high <= ranges[i].low)
         free(ranges)
-        memset(self.apart, 0, len(self.members) * sizeof(address_range))
+        for i in range(len(self.members)):
+            self.bound[i].data = NULL  # so that it is compared with these
         return apart
 
     cdef bint _find(self, Py_ssize_t i, bint *moved) except -1:
@@ -355,53 +385,55 @@ cdef class Tensors:
             strides += ndim
             if w[j].tensor is NULL:
                 continue
+            if self.versioned and w[j].core is not core_of(w[j].tensor):  # torch.utils.swap_tensors
+                return False
+            if self._same(w[j].tensor, &w[j].seen):
+                continue
             if not self._see(<object>w[j].tensor, &t) or t.ndim != ndim:
                 return False
-            if self.versioned and w[j].core is not core_of(<object>w[j].tensor):  # torch.utils.swap_tensors
-                return False
-            if t.dtype.code != w[j].code or t.dtype.bits != w[j].bits:
+            if t.dtype.code != w[j].seen.dtype.code or t.dtype.bits != w[j].seen.dtype.bits:
                 return False
             for d in range(ndim):
                 if t.shape[d] != shape[d] or t.strides[d] != strides[d]:
                     return False
-            if t.data is not w[j].data:
+            if t.data is not w[j].seen.data:
                 if t.data is NULL and s.size:
                     return False
-                w[j].data = t.data
+                w[j].seen.data = t.data
+                self.laid[i] = False
                 moved[0] = True
         for j in range(self.n_counted):
-            if c[j].tensor is NULL:
-                c[j].data = &c[j].own
-            elif not self._see(<object>c[j].tensor, &t) or t.data is NULL:
+            if c[j].tensor is NULL or (c[j].seen.ndim == 0 and self._same(c[j].tensor, &c[j].seen)):
+                continue
+            if not self._see(<object>c[j].tensor, &t) or t.data is NULL:
                 return False
-            else:
-                for d in range(t.ndim):
-                    if t.shape[d] != 1:
-                        return False
-                if t.dtype.code != EXCHANGE_FLOAT or (t.dtype.bits != 32 and t.dtype.bits != 64):
+            for d in range(t.ndim):
+                if t.shape[d] != 1:
                     return False
-                c[j].data, c[j].bits = t.data, t.dtype.bits
+            if t.dtype.code != EXCHANGE_FLOAT or (t.dtype.bits != 32 and t.dtype.bits != 64):
+                return False
+            c[j].seen = t
         return True
 
     cdef bint _take(self, Py_ssize_t i, object grad) except -1:
         """Bind a gradient if a quick check shows that it fits."""
         cdef exchange_tensor t
         cdef proptim_segment *s = &self.plan.segments[i]
-        cdef watched *w = &self.watches[i * self.n_watched]
         cdef int ndim = self.plan.dims[i], d
         cdef int64_t *shape = self.layouts + self.layout_at[i]
         cdef int64_t *strides = shape + (1 + self.n_watched) * ndim
         cdef size_t itemsize, low, high
-        cdef bint same = self.laid[i]
-        cdef Py_ssize_t j
         cdef int form
+        if self.laid[i] and self._same(<PyObject *>grad, &self.bound[i]):
+            s.arrays[PROPTIM_GRADS].planes[0] = self.bound[i].data
+            return True
         if not self._see(grad, &t) or t.ndim != ndim:
             return False
         form = self._form(&t, s.dtype)
         if form < 0:
             return False
         if form != s.arrays[PROPTIM_GRADS].format:
-            same = False
+            self.laid[i] = False
         itemsize = t.dtype.bits // 8
         low = high = <size_t>t.data
         for d in range(ndim):
@@ -409,27 +441,17 @@ cdef class Tensors:
                 return False
             if t.strides[d] != strides[d]:
                 strides[d] = t.strides[d]
-                same = False
+                self.laid[i] = False
             high += (t.shape[d] - 1) * t.strides[d] * itemsize
         if s.size == 0:
             return True
-        high += itemsize
-        if t.data is NULL:
+        if t.data is NULL or self.plan._meets(low, high + itemsize):
             return False
-        if low != self.apart[i].low or high != self.apart[i].high:
-            if self.plan._meets(low, high):
-                return False
-            self.apart[i].low, self.apart[i].high = low, high
-        if low % itemsize:
-            same = False
-        for j in range(self.n_watched):
-            if w[j].tensor is not NULL:
-                s.arrays[w[j].array].planes[w[j].plane] = w[j].data
-                if <size_t>w[j].data % w[j].itemsize:
-                    same = False
+        self.bound[i] = t
+        self.bound[i].shape, self.bound[i].strides = shape, strides
         s.arrays[PROPTIM_GRADS].planes[0] = t.data
         s.arrays[PROPTIM_GRADS].format = form
-        if not same:
+        if not self.laid[i] or low % itemsize:
             self._lay(i, low % itemsize != 0)
         return True
 
@@ -461,7 +483,7 @@ cdef class Tensors:
         for j in range(self.n_watched):
             strides += ndim
             if w[j].tensor is not NULL:
-                again = again or <size_t>w[j].data % w[j].itemsize != 0
+                again = again or <size_t>w[j].seen.data % w[j].itemsize != 0
                 for d in range(ndim):
                     s.arrays[w[j].array].strides[w[j].plane][d] = strides[d] * w[j].itemsize
         strides += ndim
@@ -469,7 +491,7 @@ cdef class Tensors:
             s.arrays[PROPTIM_GRADS].strides[0][d] = strides[d] * size_of_grad(s)
         for j in range(self.n_watched):  # laying out before may have moved them
             if w[j].tensor is not NULL:
-                s.arrays[w[j].array].planes[w[j].plane] = w[j].data
+                s.arrays[w[j].array].planes[w[j].plane] = w[j].seen.data
         proptim_layout(s)
         self.laid[i] = not again
 
@@ -597,7 +619,7 @@ cdef class Tensors:
 
     cdef double _number(self, Py_ssize_t k) noexcept:
         cdef counted *c = &self.counts[k]
-        return (<double *>c.data)[0] if c.bits == 64 else (<float *>c.data)[0]
+        return (<double *>c.seen.data)[0] if c.seen.dtype.bits == 64 else (<float *>c.seen.data)[0]
 
     def clocks(self):
         """The numbers of each member with a gradient, None for one without."""
@@ -730,15 +752,15 @@ cdef class Tensors:
         for i in range(len(self.members)):
             if self.there[i]:
                 if self.versioned:
-                    self.native.bump_version(at_tensor(<object>self.watches[i * self.n_watched].tensor))
+                    self.native.bump_version(at_tensor(self.watches[i * self.n_watched].tensor))
                 row = self.plan.segments[i].row
                 for j in range(self.n_counted):
                     c = &self.counts[i * self.n_counted + j]
                     value = self.after[row * self.n_counted + j]
-                    if c.bits == 64:
-                        (<double *>c.data)[0] = value
+                    if c.seen.dtype.bits == 64:
+                        (<double *>c.seen.data)[0] = value
                     else:
-                        (<float *>c.data)[0] = <float>value
+                        (<float *>c.seen.data)[0] = <float>value
                     # What a float32 made of it is what the next step reads.
                     self.before[row * self.n_counted + j] = self._number(i * self.n_counted + j)
         self.steps += 1
