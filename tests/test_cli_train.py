@@ -13,6 +13,7 @@ import pytest
 
 import proptim
 from proptim import checkpoint
+from proptim._arrays import name_of
 from proptim._formats import rounded, widened
 from proptim._storage import DTYPES
 from proptim.cli import main
@@ -39,6 +40,8 @@ RESULT = {
     "batch_size": int,
     "seed": int,
     "param_dtype": str,
+    "state_dtype": str,
+    "rounding": str,
     "history": dict,
 }
 
@@ -257,10 +260,18 @@ def test_plot_refused_before_training(
 # Runs that are kept -----------------------------------------------------------------------------------------------
 
 
+ONE_BYTE = ["--state-dtype", "int8", "--hidden", "64,64"]
+"""A layer of 4,096 weights, of which averages are kept in one byte."""
+AT_RANDOM = ["--state-dtype", "bfloat16", "--rounding", "stochastic"]
+
+
+@pytest.mark.parametrize("kept", [[], ONE_BYTE, AT_RANDOM], ids=["float32", "int8", "stochastic"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_resume_is_exact(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, name: str) -> None:
+def test_resume_is_exact(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, name: str, kept: list[str]
+) -> None:
     whole, part = str(tmp_path / "whole.npz"), str(tmp_path / "part.npz")
-    begin = [*tiny, "--optimizer", name, "--seed", "3"]
+    begin = [*tiny, "--optimizer", name, "--seed", "3", *kept]
     (once,) = results(capsys, [*begin, "--epochs", "10", "--save", whole])
     results(capsys, [*begin, "--epochs", "4", "--save", part])
     again = ["train", "--data", tiny[2], "--resume", part, "--epochs", "10", "--save", part]
@@ -318,20 +329,96 @@ def test_all_optimizers_train_weights_of_sixteen_bits(capsys: pytest.CaptureFixt
         assert other["loss"] != one["loss"]
 
 
-def test_resume_of_a_run_without_its_dtype(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:
-    """A file of before there was --param-dtype is of float32."""
+@pytest.mark.parametrize(
+    ("kept", "dtypes"),
+    [
+        ([], {"float32"}),
+        (["--param-dtype", "float64"], {"float64"}),
+        (["--param-dtype", "float64", "--state-dtype", "float32"], {"float32"}),
+        (["--state-dtype", "float16"], {"float16"}),
+        (["--param-dtype", "bfloat16", *AT_RANDOM], {"bfloat16"}),
+        (ONE_BYTE, {"int8", "uint8", "float32"}),
+    ],
+)
+def test_state_of_other_dtypes(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, kept: list[str], dtypes: set[str]
+) -> None:
+    """It is what it is called, in the file and in what is printed; predictions do not need it."""
+    path, out = str(tmp_path / "run.npz"), str(tmp_path / "out.npz")
+    command = [*tiny, "--optimizer", "adam", *kept, "--save", path]
+    (result,) = results(capsys, command)
+    asked = dict(zip(kept[::2], kept[1::2], strict=True))
+    assert result["state_dtype"] == asked.get("--state-dtype", result["param_dtype"])
+    assert result["rounding"] == asked.get("--rounding", "nearest")
+    _, (_, state) = load(path)
+    found = {name_of(a.dtype) for each in state["state"].values() for k, a in each.items() if k.startswith("exp_avg")}
+    assert found == dtypes
+    assert state.get("seed") == (0 if "--rounding" in asked else None)
+    assert main(["predict", path, "--data", tiny[2], "--out", out]) == 0
+    assert np.array_equal(np.load(out)["y"], load_model(path).predict(np.load(tiny[2])["x"]))
+
+
+def test_rounding_at_random_depends_on_the_seed_alone(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
+    """Any seed that a run may have."""
+    runs = [[], AT_RANDOM, AT_RANDOM, [*AT_RANDOM, "--seed", str(2**64)], [*AT_RANDOM, "--seed", str(2**64)]]
+    losses = [results(capsys, [*tiny, "--optimizer", "adam", *kept])[0]["loss"] for kept in runs]
+    assert losses[0] != losses[1] == losses[2] != losses[3] == losses[4]
+
+
+def test_the_title_says_what_is_kept_in_fewer_bits(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
+    for kept, told in (
+        ([], ""),
+        (["--state-dtype", "float32"], ""),
+        (["--state-dtype", "int8"], ", state int8"),
+        (["--param-dtype", "bfloat16", *AT_RANDOM], ", bfloat16, state bfloat16, stochastic rounding"),
+    ):
+        assert main([*tiny, *kept]) == 0
+        title = capsys.readouterr().out.splitlines()[0]
+        assert title == f"48 training and 12 test samples, perceptron 4-8-6-3{told}, seed 0"
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (
+            ["--state-dtype", "int8", "--param-dtype", "float64"],
+            "sgd: Invalid state_dtype: 'int8' for params[0], which",
+        ),
+        (["--state-dtype", "float64"], "sgd: Invalid state_dtype: 'float64' for params[0], which is float32"),
+        (["--state-dtype", "float16"], "rprop-: Invalid state_dtype: 'float16' for 'step_word', whose values range"),
+        (
+            ["--state-dtype", "int8", "--rounding", "stochastic"],
+            "sgd: Invalid rounding: 'stochastic' with state_dtype=",
+        ),
+    ],
+)
+def test_state_that_an_optimizer_refuses(
+    capsys: pytest.CaptureFixture[str], tiny: list[str], kept: list[str], message: str
+) -> None:
+    """Before any of them is trained."""
+    assert refused(capsys, [*tiny, "--optimizer", "sgd,rprop,adam", *kept]).startswith(message)
+
+
+def test_resume_of_a_run_of_before(capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path) -> None:
+    """A file of before there were these options is of float32, and not rounded at random."""
     path = tmp_path / "run.npz"
     results(capsys, [*tiny, "--save", str(path)])
     saved = checkpoint.read(path)
-    assert saved["run"].pop("param_dtype") == "float32"
+    before = {"param_dtype": "float32", "state_dtype": "float32", "rounding": "nearest"}
+    assert {name: saved["run"].pop(name) for name in before} == before
     checkpoint.write(path, saved)
     again = ["train", "--data", tiny[2], "--resume", str(path), "--epochs", "4", "--save", str(path)]
     (result,) = results(capsys, again)
-    assert result["param_dtype"] == "float32"
-    for wrong in ("float8", ["float32"]):
-        saved["run"]["param_dtype"] = wrong
-        checkpoint.write(path, saved)
-        assert "unknown optimizer, task or param_dtype" in refused(capsys, [*tiny, "--resume", str(path)])
+    assert result.items() >= before.items()
+    for name, wrong in (
+        ("param_dtype", "float8"),
+        ("param_dtype", ["float32"]),
+        ("state_dtype", 8),
+        ("rounding", "up"),
+    ):
+        checkpoint.write(path, {**saved, "run": {**saved["run"], **before, name: wrong}})
+        told = refused(capsys, [*tiny, "--resume", str(path)])
+        assert "unknown optimizer, task, dtype or rounding" in told
 
 
 def test_interrupted_run_goes_on(
@@ -388,6 +475,8 @@ def test_interrupted_at_once(
         (["--batch-size", "7"], "--batch-size 32", "7"),
         (["--lr", "0.5"], "--lr 0.001", "0.5"),
         (["--param-dtype", "float16"], "--param-dtype float32", "float16"),
+        (["--state-dtype", "int8"], "--state-dtype float32", "int8"),
+        (["--rounding", "stochastic"], "--rounding nearest", "stochastic"),
     ],
 )
 def test_resume_refuses_another_run(
@@ -593,4 +682,4 @@ def test_usage(capsys: pytest.CaptureFixture[str], options: list[str], message: 
 
 def test_the_optimizer_refuses_its_own(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
     assert main([*tiny, "--lr", "-1"]) == 1
-    assert capsys.readouterr().err.startswith("proptim train: Invalid learning rate: -1.0")
+    assert capsys.readouterr().err.startswith("proptim train: rmsprop: Invalid learning rate: -1.0")

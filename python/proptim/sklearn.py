@@ -18,6 +18,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from time import perf_counter
 from typing import Any
@@ -204,13 +205,18 @@ class _Trained:
             raise AttributeError(f"this {type(self).__name__} has no optimizer_ yet; expected a fit first: fit(X, y)")
         return self._optimizer.over(self.coefs_ + self.intercepts_)
 
-    def _choice(self) -> tuple[type[Optimizer], dict[str, Any]]:
-        """The optimizer's class and its arguments, checked."""
+    def _choice(self, dtype: Any = None) -> tuple[type[Optimizer], dict[str, Any]]:
+        """The optimizer's class and its arguments, checked for weights of this dtype, or of either if X is not seen."""
         make = _optimizer_class(self.optimizer)
         options = _checked_options(make, self.optimizer_options)
         if self.lr is not None:
             options["lr"] = self.lr
-        make([np.zeros(1)], **options)  # refuses what is out of range, before anything is changed
+        # Refuses what is out of range, before anything is changed.
+        if dtype is None:
+            with suppress(ValueError):
+                make([np.zeros(1)], **options)
+                return make, options
+        make([np.zeros(1, dtype or np.float32)], **options)
         return make, options
 
     # Around what scikit-learn calls -----------------------------------------------------------------------------------
@@ -218,6 +224,10 @@ class _Trained:
     def _fit(self, X: Any, y: Any, **kwargs: Any) -> Any:
         self._choice()
         return super()._fit(X, y, **kwargs)  # type: ignore[misc]
+
+    def _initialize(self, y: Any, layer_units: Any, dtype: Any) -> None:
+        self._choice(dtype)
+        super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
 
     def _fit_stochastic(self, X: Any, y: Any, *rest: Any) -> None:
         incremental = rest[-1]

@@ -14,9 +14,11 @@ import numpy as np
 import proptim
 from proptim import _model, checkpoint
 from proptim._arrays import Array
+from proptim._prepared import ROUNDINGS
+from proptim._storage import STATE_DTYPES
 from proptim.cli._console import require
 from proptim.cli._samples import TASKS, Samples
-from proptim.rprop import VARIANTS
+from proptim.rprop import ETAS_ON_GRID, VARIANTS
 
 # The published learning rates do well here. SGD has none: its rate always belongs to the task.
 SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
@@ -56,11 +58,16 @@ class Run:
     lr: float | None = None  # the optimizer's own
     task: str = TASKS[0]
     param_dtype: str = PARAM_DTYPES[0]
+    state_dtype: str = ""  # what the network computes in
+    rounding: str = ROUNDINGS[0]
     steps: int = 0
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     loss: list[float] = field(default_factory=list)
     test_score: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state_dtype = self.state_dtype or self.network_dtype
 
     @property
     def full_batch(self) -> bool:
@@ -104,21 +111,39 @@ class Run:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "param_dtype": self.param_dtype,
+            "state_dtype": self.state_dtype,
+            "rounding": self.rounding,
             "history": {"loss": loss, score: scores},
         }
+
+
+def arguments(run: Run) -> dict[str, Any]:
+    """What its optimizer is made with."""
+    given = {**OPTIMIZERS[run.name][1], "state_dtype": run.state_dtype, "rounding": run.rounding}
+    given["seed"] = run.seed % 2**64
+    if run.full_batch and run.state_dtype == "int8":
+        given["etas"] = ETAS_ON_GRID
+    return given if run.lr is None else {**given, "lr": run.lr}
+
+
+def check(run: Run) -> None:
+    """Raise ValueError if its optimizer cannot be made."""
+    try:
+        OPTIMIZERS[run.name][0]([np.zeros(1, run.network_dtype)], **arguments(run))
+    except ValueError as error:
+        raise ValueError(f"{run.name}: {error}") from error
 
 
 def build(run: Run, data: Samples, backend: Literal["c", "numba", "numpy"] | None, threads: int | None) -> Any:
     """The estimator, not fitted yet."""
     door = require("proptim.sklearn", "the network is scikit-learn's", "write a loop: docs/start.md")
-    rule, options = OPTIMIZERS[run.name]
-    options = {**options, "backend": backend, "threads": threads or "auto"}
+    options = {**arguments(run), "backend": backend, "threads": threads or "auto"}
     lr = options.pop("lr", None)
     make = door.MLPClassifier if run.task == "classification" else door.MLPRegressor
     estimator = make(
         run.sizes[1:-1],
-        optimizer=rule,
-        lr=lr if run.lr is None else run.lr,
+        optimizer=OPTIMIZERS[run.name][0],
+        lr=lr,
         optimizer_options=options,
         batch_size=min(run.batch_size, len(data.y)),
         shuffle=False,
@@ -218,8 +243,8 @@ def _parse(saved: dict[str, Any]) -> Run:
         raise ValueError("it holds an optimizer and no run")
     given = saved.pop("run")
     names = {each.name for each in fields(Run)}
-    # Files of earlier versions have no param_dtype; it was float32.
-    if not isinstance(given, dict) or given.keys() | {"param_dtype"} != names:
+    # Files of earlier versions have no param_dtype, which was float32, and none of the options of the state.
+    if not isinstance(given, dict) or given.keys() | {"param_dtype", "state_dtype", "rounding"} != names:
         raise ValueError("its run does not have the fields of a run")
     run = Run(**given)
     if not all(isinstance(each, list) for each in (run.sizes, run.loss, run.test_score)):
@@ -231,9 +256,10 @@ def _parse(saved: dict[str, Any]) -> Run:
     ):
         raise ValueError("its run has values that are not counts or numbers")
     # In lists, because the values may be unhashable.
-    known = run.name in [*OPTIMIZERS] and run.task in [*TASKS] and run.param_dtype in [*PARAM_DTYPES]
+    known = run.name in [*OPTIMIZERS] and run.task in [*TASKS] and run.rounding in [*ROUNDINGS]
+    known = known and run.param_dtype in [*PARAM_DTYPES] and run.state_dtype in [*STATE_DTYPES]
     if not known or not 0 < len(run.loss) == len(run.test_score) or 0 in counts[:2] or len(run.sizes) < 2:
-        raise ValueError("its run has no epochs, or an unknown optimizer, task or param_dtype")
+        raise ValueError("its run has no epochs, or an unknown optimizer, task, dtype or rounding")
     return run
 
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from proptim._backend import BACKENDS
 from proptim._files import check_out
+from proptim._prepared import ROUNDINGS
+from proptim._storage import SMALLEST_IN_BLOCKS, STATE_DTYPES
 from proptim.cli._console import draw, progress, require, table
 from proptim.cli._parser import INTERRUPTED, unknown
 from proptim.cli._run import (
@@ -23,6 +25,7 @@ from proptim.cli._run import (
     Run,
     Saved,
     build,
+    check,
     full_batch,
     load,
     restore,
@@ -53,6 +56,7 @@ def add_parser(commands: Any) -> None:
             ("proptim train --optimizer rprop,RMSprop --plot curves.png", "compare two optimizers"),
             ("proptim train --data train.csv --target price --save model.npz", "train on your data, save the model"),
             ("proptim train --param-dtype bfloat16", "train weights of 16 bits"),
+            ("proptim train --optimizer adam --state-dtype int8", "2 bytes of state for each weight, and not 8"),
             ("proptim train --resume model.npz --data train.csv --target price --epochs 40", "continue that run"),
         ),
     )
@@ -97,6 +101,17 @@ def add_parser(commands: Any) -> None:
         help="dtype of the weights (default: float32). With 16 bits the network computes in float32, and the optimizer "
         "keeps the precision of float32",
     )
+    add(
+        "--state-dtype",
+        choices=STATE_DTYPES,
+        help="dtype of the optimizer's state (default: what the network computes in). With int8 arrays of fewer than "
+        f"{SMALLEST_IN_BLOCKS} weights keep float32, and Rprop's steps grow by 2**0.25 in place of 1.2",
+    )
+    add(
+        "--rounding",
+        choices=ROUNDINGS,
+        help=f"how state of 16 bits is rounded, at random by the seed with {ROUNDINGS[1]} (default: {ROUNDINGS[0]})",
+    )
     add("--seed", type=_seed, metavar="N", help="for test samples, first weights and order of samples (default: 0)")
     add("--backend", choices=BACKENDS, help="what runs the optimizer (default: the best that is installed)")
     add(
@@ -135,11 +150,9 @@ def run(args: argparse.Namespace) -> int:
         check_out(args.plot, "--plot", FORMATS)
         require("matplotlib.figure", "--plot needs matplotlib", "leave --plot out")
     runs, data, saved = _resume(args) if args.resume else _begin(names, args)
-    kept = runs[0].param_dtype
-    title = (
-        f"{len(data.y)} training and {len(data.test_y)} test samples, {'regression, ' * (data.classes is None)}"
-        f"perceptron {_text(runs[0].sizes, '-')}{f', {kept}' * (kept != PARAM_DTYPES[0])}, seed {runs[0].seed}"
-    )
+    for each in runs:
+        check(each)
+    title = _title(runs[0], data)
     stream = sys.stdout if not args.json else sys.stderr if sys.stderr.isatty() else None
     code = 0
     try:
@@ -178,6 +191,15 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _title(run: Run, data: Samples) -> str:
+    """What all runs have in common."""
+    parts = [f"{len(data.y)} training and {len(data.test_y)} test samples", "regression" * (data.classes is None)]
+    parts += [f"perceptron {_text(run.sizes, '-')}", run.param_dtype * (run.param_dtype != PARAM_DTYPES[0])]
+    parts += [f"state {run.state_dtype}" * (run.state_dtype != run.network_dtype)]
+    parts += [f"{run.rounding} rounding" * (run.rounding != ROUNDINGS[0]), f"seed {run.seed}"]
+    return ", ".join(filter(None, parts))
+
+
 Begun = tuple[list[Run], Samples, Saved | None]
 
 
@@ -196,6 +218,8 @@ def _begin(names: list[str], args: argparse.Namespace) -> Begun:
             lr=args.lr,
             task=data.task,
             param_dtype=args.param_dtype or PARAM_DTYPES[0],
+            state_dtype=args.state_dtype or "",
+            rounding=args.rounding or ROUNDINGS[0],
         )
         for name in names
     ]
@@ -209,6 +233,8 @@ def _resume(args: argparse.Namespace) -> Begun:
         ("--seed", run.seed, args.seed),
         ("--task", run.task, args.task),
         ("--param-dtype", run.param_dtype, args.param_dtype),
+        ("--state-dtype", run.state_dtype, args.state_dtype),
+        ("--rounding", run.rounding, args.rounding),
         ("--hidden", run.sizes[1:-1], args.hidden),
         ("--batch-size", run.batch_size, args.batch_size),
         ("--lr", run.lr, args.lr),
