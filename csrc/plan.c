@@ -295,6 +295,44 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
 #undef RUN_STAGE
 }
 
+/* Elements begin .. end of a segment, in the quickest way. */
+static void run_segment(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
+{
+    if (!on && is_plain(step, s)) {
+        run_plain(step, s, begin, end);
+    } else {
+        if (fuses(step, s, on)) begin = step->isa->fused[step->rule](s->arrays, &step->rows[s->row], on, begin, end);
+        run_blocks(step, s, NULL, on, begin, end);
+    }
+}
+
+/* The stage `average` on elements begin .. begin + size, a block at most, of a segment that has been stepped there. */
+static void run_average(const struct step *step, const proptim_segment *s, size_t begin, size_t size)
+{
+    const proptim_plane_array *param = &s->arrays[PROPTIM_PARAMS];
+    const int in_place = s->dense >> PROPTIM_AVERAGE & 1;
+    double weights[BLOCK / sizeof(double)];
+    plane_room planes[2], room[1];
+    void *stored[3] = { weights }, *operands[2];
+    find_planes(s, NULL, s->dense >> PROPTIM_PARAMS & 1, PROPTIM_PARAMS, begin, size, 1, planes, stored + 1);
+    find_planes(s, NULL, in_place, PROPTIM_AVERAGE, begin, size, 1, room, operands);
+    operands[1] = param->format == PROPTIM_PLAIN ? stored[1] : weights;
+    if (param->format != PROPTIM_PLAIN) step->isa->loads[param->format][s->dtype](stored, size);
+    step->isa->stages[PROPTIM_average][s->dtype](operands, &step->rows[s->row].stages[PROPTIM_average], size);
+    if (!in_place) copy_plane(s, NULL, PROPTIM_AVERAGE, 0, begin, size, operands[0], 0);
+}
+
+/* As run_segment(), with the stage `average` while the weights of a block are in the cache. */
+static void run_averaged(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
+{
+    const size_t block = BLOCK / itemsize_of(s->dtype);
+    for (size_t size; begin < end; begin += size) {
+        size = end - begin < block ? end - begin : block;
+        run_segment(step, s, on, begin, begin + size);
+        run_average(step, s, begin, size);
+    }
+}
+
 /* One part: its units, counted through all segments. */
 static void run_part(void *data, int part, int parts)
 {
@@ -310,14 +348,12 @@ static void run_part(void *data, int part, int parts)
         const size_t units = units_of(s, step->rows);
         const size_t first = begin > at ? begin - at : 0, last = end - at < units ? end - at : units;
         if (first < last) {
-            const size_t to = last * UNIT < s->size ? last * UNIT : s->size;
-            size_t from = first * UNIT;
-            if (!on && is_plain(step, s)) {
-                run_plain(step, s, from, to);
-            } else {
-                if (fuses(step, s, on)) from = step->isa->fused[step->rule](s->arrays, row, on, from, to);
-                run_blocks(step, s, NULL, on, from, to);
-            }
+            const size_t from = first * UNIT, to = last * UNIT < s->size ? last * UNIT : s->size;
+            const unsigned average = 1u << PROPTIM_average;
+            if (on & average && s->arrays[PROPTIM_AVERAGE].planes[0])
+                run_averaged(step, s, on & ~average, from, to);
+            else
+                run_segment(step, s, on & ~average, from, to);
         }
         at += units;
     }

@@ -30,6 +30,7 @@ pytestmark = [
     [
         "index",
         "start",
+        "averages",
         "migrate",
         "embed/arrays",
         "embed/loops",

@@ -168,6 +168,11 @@ def add(world):
     world.opt.add_param_group({"params": {"new": world.params["new"]}, "lr": 2.0})
 
 
+def averaged(world):
+    with world.opt.averaged():
+        world.params["p0"].sum()
+
+
 def one_shot(world):
     functional.rmsprop(
         world.params["p3"], world.grads["p3"], world.other["p3"], lr=0.5, backend=world.opt.backend, zero_grads=True
@@ -196,6 +201,7 @@ MADE = {
     "zeroing": lambda backend: World(backend, zero_grads=True, flush_denormals=True),
     "scheduled": lambda backend: World(backend, weight_decay=falling),
     "grown": grown,
+    "averaging": lambda backend: World(backend, ema=0.5),
     "loading": loading,
     "nan": nan,
     "three groups": extra,
@@ -231,6 +237,7 @@ CALLS = {
     "add_param_group": ("usual and one more", add),
     "remove_param_group": ("three groups", lambda w: w.opt.remove_param_group(1)),
     "reset": ("usual", lambda w: w.opt.reset()),
+    "averaged": ("averaging", averaged),
     "reset one": ("usual", lambda w: w.opt.reset("p1", "p3")),
     "hyperparameter": ("usual", lambda w: setattr(w.opt, "weight_decay", 0.5)),
     "hyperparameter of a group": ("usual", lambda w: w.opt.param_groups[1].update(lr=1.5, momentum=0.75)),

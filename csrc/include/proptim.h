@@ -27,7 +27,8 @@ extern "C" {
 enum {
     PROPTIM_ABI = 2,
     PROPTIM_QUANTA = 256,    /* elements that share a scale in PROPTIM_INT8 and _SQUARES8 */
-    PROPTIM_MAX_ARRAYS = 8,  /* RMSprop uses five: params, grads, three state arrays; the others are reserved */
+    PROPTIM_MAX_ARRAYS = 8,  /* RMSprop uses five: params, grads, three state arrays; the others but the last are
+                                reserved */
     PROPTIM_MAX_COEFS = 16,  /* RMSprop uses eleven; the others are reserved for new rules */
     PROPTIM_MAX_STAGES = 16, /* the same, for new stages */
     PROPTIM_MAX_DIMS = 65,   /* NumPy's 64, and one for the parts of complex numbers */
@@ -38,7 +39,12 @@ enum {
 /* How numbers are rounded that are stored in an array of fewer bits than the rule computes in. */
 typedef enum proptim_rounding { PROPTIM_NEAREST, PROPTIM_STOCHASTIC } proptim_rounding;
 
-enum { PROPTIM_PARAMS, PROPTIM_GRADS, PROPTIM_STATE }; /* indices of arrays; state arrays follow from PROPTIM_STATE */
+/*
+ * Indices of arrays; state arrays follow from PROPTIM_STATE.  PROPTIM_AVERAGE is no array of the rule: a plain one for
+ * the average of the parameter that the stage `average` keeps.  Without it the stage does nothing.  It averages what
+ * the step has stored, a master where there is one, and proptim_step_rows() leaves it out.
+ */
+enum { PROPTIM_PARAMS, PROPTIM_GRADS, PROPTIM_STATE, PROPTIM_AVERAGE = PROPTIM_MAX_ARRAYS - 1 };
 
 /* The type of a rule's arithmetic. */
 typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_dtype;

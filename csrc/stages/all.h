@@ -1,4 +1,5 @@
 /* stages/all.h - the C text of every stage, for the vocabulary and type that the includer has defined. */
+#include "average.h"
 #include "clip.h"
 #include "decay.h"
 #include "flush.h"

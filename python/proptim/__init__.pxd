@@ -16,6 +16,7 @@ cdef extern from "proptim.h" nogil:
         PROPTIM_PARAMS
         PROPTIM_GRADS
         PROPTIM_STATE
+        PROPTIM_AVERAGE
         PROPTIM_RULES
         PROPTIM_STAGES
         PROPTIM_FORMATS

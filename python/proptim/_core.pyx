@@ -313,10 +313,11 @@ cdef class Claim:
     cdef atomic_flag held
     cdef object by                  # the process of the holder
     cdef unsigned long thread       # and its thread
+    cdef public bint averaged       # whether the averages of the weights are in their place: see _averages.py
 
     cdef int take(self) except -1:
         if atomic_flag_test_and_set(&self.held):
-            raise RuntimeError(busy(self.by, self.thread == PyThread_get_thread_ident()))
+            raise RuntimeError(busy(self.by, self.thread == PyThread_get_thread_ident(), self.averaged))
         self.by = _here
         self.thread = PyThread_get_thread_ident()
         return 0
@@ -461,6 +462,8 @@ cdef class Plan:
             for j, array in enumerate((param, None, *state)):
                 if array is None:
                     continue
+                if j == _arrays_of[self.rule]:  # what follows those of the rule
+                    j = PROPTIM_AVERAGE
                 view = &self.buffers[i * PROPTIM_MAX_ARRAYS + j]
                 PyObject_GetBuffer(array[0] if isinstance(array, PAIRS) else array, view, flags)
                 if j == PROPTIM_PARAMS:
@@ -477,6 +480,8 @@ cdef class Plan:
                     PyObject_GetBuffer(array[1], second, flags)
                     check_shape(view, second)
                     form = format_of_pair(array, form, format_of(second, s.dtype), s.dtype)
+                if j == PROPTIM_AVERAGE and form != PROPTIM_PLAIN:
+                    raise TypeError("an average has another dtype than the rule computes in")
                 s.arrays[j].format = form
             room += (2 + 2 * PROPTIM_MAX_ARRAYS) * self.buffers[i * PROPTIM_MAX_ARRAYS].ndim
             s.parameter = i
@@ -616,6 +621,8 @@ cdef class Plan:
         cdef size_t low, high
         cdef int d
         if type(indices) is not NDARRAY or type(values) is not NDARRAY or indices.ndim != 1:
+            return None
+        if self.segments[i].arrays[PROPTIM_AVERAGE].planes[0]:  # which a gradient of rows may not move
             return None
         if indices.dtype.kind not in "iu" or self._form_of(i, values.dtype) < 0:
             return None

@@ -376,6 +376,12 @@ def stores(array: Stored, values: Array) -> list[Store]:
     return [(array, ..., rounded(values, array.dtype))]
 
 
+def after(array: Stored, stores: Sequence[Store], real: np.dtype[Any]) -> Array:
+    """What a rule sees of an array in which `stores` puts new values."""
+    new = [values for _, _, values in stores]
+    return load(type(array)(*new) if isinstance(array, PAIRS) else new[0], real)
+
+
 # What users see -------------------------------------------------------------------------------------------------------
 
 

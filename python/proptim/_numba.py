@@ -24,7 +24,7 @@ from proptim._random import Draw
 _decay, _scale, _clip, _l2, _flush = (
     compiled(text) for text in (_stages.decay, _stages.scale, _stages.clip, _stages.l2, _stages.flush)
 )
-_, _, _, NO_L2, NO_ZERO, NO_FLUSH = _stages.NEUTRAL.values()
+_, _, _, NO_L2, NO_ZERO, NO_FLUSH, _ = _stages.NEUTRAL.values()
 
 
 class Plan(_numpy.Plan):
@@ -45,11 +45,12 @@ class Plan(_numpy.Plan):
         for segment, row, draw in work:
             numbers = tuple(map(float, row))
             coefs, stages = numbers[: self.coefs], numbers[self.coefs :]
-            *_, zero, _ = stages
+            *_, zero, _, _ = stages
             zeroed, at, part = _numpy.picked(segment)
-            seen = loaded(part)
-            # What the rule sees of a format is a copy in any case, and so is what it sees of rows.
-            apart = any(a is not b for a, b in zip(segment, seen, strict=True))
+            seen = loaded(part[: self.arrays])
+            # What the rule sees of a format is a copy in any case, and so is what it sees of rows. An average needs the
+            # new weights before they are stored.
+            apart = len(segment) > self.arrays or any(a is not b for a, b in zip(segment, seen, strict=True))
             # An array that is not aligned has another type than its first elements, of which there are none, here.
             flat = tuple(
                 None if a is None else (a.flatten() if apart else np.require(a, None, ["C", "A"]).reshape(-1))
@@ -62,7 +63,7 @@ class Plan(_numpy.Plan):
                     tuple(None if a is None else a[:0] for a in flat), coefs, stages
                 )  # compile now: below, everything runs in C
                 calls.append((flat, coefs, stages))
-            for i, (array, stepped) in enumerate(zip(segment, flat, strict=True)):
+            for i, (array, stepped) in enumerate(zip(segment[: self.arrays], flat, strict=True)):
                 if array is None or stepped is None:
                     continue
                 if not apart and np.may_share_memory(array, stepped):
@@ -71,7 +72,10 @@ class Plan(_numpy.Plan):
                     values = stepped.reshape(planes(part[i])[0].shape)
                     if draw is not None:
                         values = draw.rounded(i, array, values, at)
-                    found += [(plane, at, new) for plane, _, new in stores(array, values)]
+                    made = stores(array, values)
+                    found += [(plane, at, new) for plane, _, new in made]
+                    if i == 0:
+                        found += self._averaged(segment, made, row)
                 elif zero != NO_ZERO:  # a gradient is only written if it is to be zeroed
                     found.append((zeroed, ..., 0))
         commit(found, counts, starmap(step, calls), also)
@@ -86,8 +90,8 @@ def loop(text: Callable[..., Any]) -> Callable[..., None]:
     def step(arrays: Any, coefs: Any, stages: Any) -> None:
         param, grad, state = arrays[0], arrays[1], arrays[2:]
         numbers = rounded(coefs, param)
-        decay, scale, clip, l2, _, _ = rounded(stages, param)
-        weight_decay, zero, flush = stages[3:]
+        decay, scale, clip, l2, _, _, _ = rounded(stages, param)
+        weight_decay, zero, flush = stages[3:6]
         smallest = smallest_normal(scale) if flush != NO_FLUSH else scale - scale  # nothing is below 0
         for i in range(first(param).size):
             # Decay, scale and clip are exact at their neutral coefficients; to add 0 is not.

@@ -12,7 +12,7 @@ import numpy as np
 
 from proptim import _stages
 from proptim._arrays import BFLOAT16, Array, Ranges, byte_bounds
-from proptim._formats import Stored, apart, arithmetic, loaded, planes, stores, widened
+from proptim._formats import Stored, after, apart, arithmetic, loaded, planes, stores, widened
 from proptim._interrupts import Store, commit
 from proptim._random import Draw
 from proptim._rows import Rows, taken
@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from proptim.rule import Rule
 
 Segment = tuple["Stored | None", ...]
-"""params, then the state arrays of a rule, all real, in formats that follow from their dtypes; None if absent."""
+"""params, then the state arrays of a rule, all real, in formats that follow from their dtypes; None if absent.
+
+Last there may be the average of the parameter, in the dtype of the arithmetic."""
 
 
-def busy(process: int | None, own: bool = False) -> str:
-    """The error message if the claim is held; `process` took it; `own`: in this thread."""
+def busy(process: int | None, own: bool = False, averaged: bool = False) -> str:
+    """The error message if the claim is held; `process` took it; `own`: in this thread; `averaged`: for a block."""
+    if averaged:
+        return (
+            "the parameters are the averages of the weights, within `with opt.averaged():`; expected this call after "
+            "the block, which puts the weights back"
+        )
     if process is not None and process != os.getpid():
         return (
             "this optimizer was being stepped by another thread when this process was forked, so its arrays may be "
@@ -51,13 +58,15 @@ class Claim(RLock):  # type: ignore[misc]  # final only to type checkers
     """
 
     process: int | None = None
+    averaged = False
+    """Whether the averages of the weights are in their place: see `_averages`."""
 
     def __enter__(self) -> bool:  # type: ignore[override]
         if self._is_owned():  # type: ignore[attr-defined]  # the call that has it runs a schedule or a signal handler
-            raise RuntimeError(busy(self.process, own=True))
+            raise RuntimeError(busy(self.process, True, self.averaged))
         try:
             if not self.acquire(blocking=False):
-                raise RuntimeError(busy(self.process))
+                raise RuntimeError(busy(self.process, False, self.averaged))
             self.process = os.getpid()
         except BaseException:
             if self._is_owned():  # type: ignore[attr-defined]  # interrupted right after it was taken
@@ -80,6 +89,7 @@ class Plan:
     ) -> None:
         self.rule = rule.rule
         self.coefs = len(rule.coef_names)
+        self.arrays = 2 + len(rule.states)
         # Views of its own, as the compiled plan has buffers: what is made of the arrays that it was given, such as
         # `setflags(write=False)` and another shape, changes nothing for arrays that are stepped already.
         self.segments: list[list[Any]] = [[apart(param), None, *map(apart, state)] for param, *state in segments]
@@ -238,12 +248,12 @@ class Plan:
     def _stepped(self, segment: Sequence[Stored | None], row: Sequence[float], draw: Draw | None) -> list[Store]:
         """The arrays of a segment that a step changes, and their new values."""
         zeroed, at, part = picked(segment)
-        param, grad, *state = loaded(part)
+        param, grad, *state = loaded(part[: self.arrays])
         assert param is not None
         assert grad is not None
         real = param.dtype.type
         stages = row[self.coefs :]
-        *_, zero, flush = stages
+        *_, zero, flush, _ = stages
         with np.errstate(all="ignore"):  # IEEE arithmetic: inf and NaN are results, not errors
             decayed, seen = _stages.before(param, grad, stages)
             new = self.rule(decayed, seen, *state, *(real(c) for c in row[: self.coefs]))
@@ -251,12 +261,26 @@ class Plan:
                 smallest = np.finfo(real).smallest_normal
                 new = (new[0], *(None if a is None else _stages.flush(a, smallest) for a in new[1:]))
             found: list[Store] = []
-            for j, n in zip((0, *range(2, len(segment))), new, strict=True):
+            for j, n in zip((0, *range(2, self.arrays)), new, strict=True):
                 if (array := segment[j]) is not None:
                     if draw is not None:
                         n = draw.rounded(j, array, n, at)
-                    found += [(plane, at, values) for plane, _, values in stores(array, n)]
+                    made = stores(array, n)
+                    found += [(plane, at, values) for plane, _, values in made]
+                    if j == 0:
+                        found += self._averaged(segment, made, row)
         return [*found, (zeroed, ..., 0)] if zero != _stages.NEUTRAL["zero"] else found
+
+    def _averaged(self, segment: Sequence[Any], made: Sequence[Store], row: Sequence[float]) -> list[Store]:
+        """What to store as the average of a parameter, given what is stored in that."""
+        share = row[-1]
+        if len(segment) == self.arrays or share == _stages.NEUTRAL["average"]:
+            return []
+        average = segment[-1]
+        real = average.dtype
+        with np.errstate(all="ignore"):
+            new = _stages.average(average, after(segment[0], made, real), real.type(share))
+        return [(average, ..., new)]
 
 
 def picked(segment: Sequence[Any]) -> tuple[Array, Any, Sequence[Any]]:

@@ -19,6 +19,7 @@ class Options(TypedDict, total=False):
     maximize: bool
     clip_value: Schedulable | None
     lazy_rows: bool
+    ema: Schedulable | None
     clip_norm: Schedulable | None
     grad_scale: Schedulable
     nonfinite: Literal["propagate", "skip", "raise"]
@@ -42,7 +43,7 @@ GROUP_OPTIONS: dict[str, Any] = {
 }
 """The options that a parameter group may override and that have a meaning for each step alone, with their defaults."""
 
-ROW_OPTIONS: dict[str, Any] = {"lazy_rows": True}
+OBJECT_OPTIONS: dict[str, Any] = {"lazy_rows": True, "ema": None}
 """Those that a parameter group may override and that have none without an optimizer, which remembers steps."""
 
 

@@ -120,8 +120,13 @@ class Parameter:
         return grad
 
     def check_rows(self) -> None:
-        """Raise ValueError if its state is in blocks, in which no row can be stepped by itself."""
+        """Raise ValueError if its state is in blocks or has an average: no row can be stepped by itself then."""
         rule = self.group.rule
+        if self.group.get("ema") is not None:
+            raise ValueError(
+                f"{self.grad_label} is a gradient of rows, and {self.label} has an average of its weights, which moves "
+                "in all rows at each step; expected a whole gradient, or ema=None in its group"
+            )
         if rule is not None and any(
             a.dtype in CODES and rule.in_one_byte(n) is not Steps8 for n, a in self.state.items()
         ):
@@ -269,7 +274,7 @@ class Group(MutableMapping[str, Any]):
 
     @property
     def hyper(self) -> Mapping[str, Any]:
-        """The hyperparameters of the rule and `lazy_rows`, with their defaults."""
+        """The hyperparameters of the rule, `lazy_rows` and `ema`, with their defaults."""
         return self.rule.grouped if self.rule is not None else {}
 
     def own(self, key: str, value: Any) -> Any:

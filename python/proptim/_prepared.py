@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from proptim._parameters import Group, at_step, check_number, is_on, is_schedule, plain
+from proptim._storage import AVERAGE
 from proptim.rule import Rule
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -50,6 +51,8 @@ class Settled(NamedTuple):
     """Whether one of them is a schedule."""
     lazy: bool
     """Whether rows that have no gradient miss the step for good."""
+    share: float
+    """What comes to the averages of the weights at a step, 1 - `ema`; 0 if there are none."""
 
 
 def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], steps: int) -> Settled:
@@ -60,7 +63,22 @@ def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], st
     lazy = is_on("lazy_rows", hyper.get("lazy_rows", True))
     if not lazy:
         rule.check_idle(h)
-    return Settled(h, rule.wanted(h), any(is_schedule(hyper[key]) for key in rule.hyper), lazy)
+    scheduled = any(is_schedule(hyper[key]) for key in rule.hyper) or is_schedule(hyper.get("ema"))
+    return Settled(h, wanted(rule, {**h, "ema": hyper.get("ema")}), scheduled, lazy, share_of(hyper, steps))
+
+
+def wanted(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the state arrays that a group asks for, last that of the average of its weights."""
+    return rule.wanted(hyper) if hyper.get("ema") is None else (*rule.wanted(hyper), AVERAGE)
+
+
+def share_of(hyper: Mapping[str, Any], steps: int) -> float:
+    """What comes to the averages of the weights of a group at the step after so many; 0 if it keeps none."""
+    if hyper.get("ema") is None:
+        return 0.0
+    decay = at_step(hyper["ema"], steps)
+    check_number("ema value", decay, high=1.0)
+    return 1.0 - float(decay)
 
 
 def settled(rule: type[Rule], group: Group, steps: int) -> Settled:

@@ -13,7 +13,7 @@ import numpy as np
 
 from proptim._arrays import select
 
-NEUTRAL = {"decay": 1.0, "scale": 1.0, "clip": math.inf, "l2": 0.0, "zero": 0.0, "flush": 0.0}
+NEUTRAL = {"decay": 1.0, "scale": 1.0, "clip": math.inf, "l2": 0.0, "zero": 0.0, "flush": 0.0, "average": 0.0}
 """Name -> coefficient at which the stage does nothing, in the order of `stages.def`."""
 
 
@@ -55,3 +55,8 @@ def before(param: Any, grad: Any, stages: Sequence[float]) -> tuple[Any, Any]:
 def flush(state: Any, smallest_normal: Any) -> Any:
     """Set subnormal numbers to zero."""
     return select(np.abs(state) < smallest_normal, state - state, state)  # a zero of the right dtype
+
+
+def average(average: Any, param: Any, share: Any) -> Any:
+    """The average of a parameter after a step: share = 1 - decay of what the step has stored comes to it."""
+    return average + share * (param - average)

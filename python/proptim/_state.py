@@ -16,6 +16,7 @@ from proptim._formats import CODES, FLOAT32, SIXTEEN, arithmetic, empty, rounded
 from proptim._parameters import Clock, Group, Parameter, at_step, frozen, is_schedule, listed
 from proptim._rows import is_sparse_tensor
 from proptim._storage import (
+    AVERAGE,
     SCALE,
     compacted,
     dtype_of_state,
@@ -23,6 +24,7 @@ from proptim._storage import (
     is_compact,
     named,
     plane_like,
+    show_state,
     taken_compact,
 )
 from proptim.rule import Rule
@@ -63,7 +65,7 @@ def dump(rule: type[Rule], members: Members, counts: Mapping[str, Any]) -> dict[
         if parameters and parameters[0].name is not None:
             saved["param_names"] = [p.name for p in parameters]
         for p in parameters:
-            arrays = p.state if is_compact(p.state) else rule.show_state(p.state)
+            arrays = p.state if is_compact(p.state) else show_state(rule, p.state)
             copied = {n: shown(array.copy() if array is p.state.get(n) else array) for n, array in arrays.items()}
             master = {} if p.plane is None else {"master": p.numbers()}
             state[len(state)] = {**rule.show_clock(p.clock, p.state), **copied, **master}
@@ -145,6 +147,8 @@ def _parse_group(
                     f"{label} has the hyperparameter {key!r}, unknown to {rule.__name__}; expected the state of an "
                     "optimizer of the same class"
                 )
+        elif key == AVERAGE and value is None:
+            continue  # what the run that was saved did not average, this one may
         elif key not in rule.identity and not is_schedule(group[key]):  # a schedule is code: it stays
             data[key] = _plain(value)
     return data
@@ -157,6 +161,7 @@ def _parse_state(
     if not isinstance(entry, Mapping):
         raise ValueError(f"{label} is {type(entry).__name__}; expected a dict")
     given: dict[str, Array] = {}
+    average: dict[str, Array] = {}
     plane = None
 
     def kept_as(name: str) -> np.dtype[Any]:
@@ -175,6 +180,10 @@ def _parse_state(
         if is_sparse_tensor(value):  # the momentum_buffer that torch.optim.SGD makes of a sparse gradient
             value = value.to_dense()
         array = as_array(value, f"{name!r} in {label}", bits=True)
+        if name == AVERAGE:
+            kept = dtype_of_state(None, None, name, p.array.dtype, p.array.size)
+            average[name] = _in_dtype(array, kept, p, f"{name!r} in {label}", cast)
+            continue
         kept = kept_as(name)
         if kept in CODES and not cast:
             raise TypeError(
@@ -212,7 +221,7 @@ def _parse_state(
     clock = parse_clock(rule, {name: entry[name] for name in rule.clock_start if name in entry}, state, label)
     if entry.get("row_step") is not None:
         _check_row_step(p, entry["row_step"], int(clock[0]), f"'row_step' in {label}")
-    return replace(p, clock=clock, state=state, plane=plane)
+    return replace(p, clock=clock, state=state | average, plane=plane)
 
 
 def _check_row_step(p: Parameter, given: Any, step: int, label: str) -> None:

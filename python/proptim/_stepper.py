@@ -30,8 +30,10 @@ from proptim._arrays import (
     as_array,
     byte_bounds,
     check_disjoint,
+    real_view,
     tell_torch,
 )
+from proptim._averages import NONE_KEPT, Found
 from proptim._formats import Mastered, rounded, shown
 from proptim._interrupts import Store, commit
 from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
@@ -61,13 +63,16 @@ from proptim._prepared import (
     settle,
     settled,
     take_options,
+    wanted,
 )
 from proptim._random import Draw
 from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told_nonfinite, values_of
 from proptim._storage import (
+    AVERAGE,
     SCALE,
     check_rounding_in_one_byte,
     check_storage,
+    first_average,
     first_plane,
     first_state,
     in_one_byte,
@@ -322,6 +327,9 @@ class Stepper:
             return p
         state = dict(p.state)
         for name in missing:
+            if name == AVERAGE:
+                state[name] = first_average(p.array, p.numbers())
+                continue
             state |= first_state(self.rule, now.h, self.settings["state_dtype"], name, p.array)
         return replace(p, state=state)
 
@@ -346,6 +354,7 @@ class Stepper:
             (
                 p.stored,
                 *(state_of(self.rule, p.state, s) if s in planned[id(p.group)] else None for s in self.rule.states),
+                *([real_view(p.state[AVERAGE])] if AVERAGE in planned[id(p.group)] else []),
             )
             for p in parameters
         ]
@@ -468,6 +477,16 @@ class Stepper:
         """Set the copies of parameters."""
         commit([(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in self.parameters if p.copy is not None])
         tell_torch([p.published for p in self.parameters])
+
+    def averages(self) -> Found:
+        """All parameters that have an average, with it, and the tensors among them; ValueError if there are none."""
+        members = [p for p in self.parameters if AVERAGE in p.state]
+        if not members:
+            raise ValueError(NONE_KEPT)
+        for p in members:
+            p.check_home()
+        pairs = [(p.stored, real_view(p.state[AVERAGE])) for p in members]
+        return pairs, [given for p in members for given, _ in p.homes]
 
     # Gradients ---------------------------------------------------------------------------------------------------
 
@@ -665,13 +684,13 @@ class Stepper:
         clocks = []
         values: list[dict[str, Any] | None] = []
         for cohort, clock in zip(plan.cohorts, plan.clocks, strict=True):
-            h = prepared.values[id(cohort.group)].h if cohort.active else None
+            of_group = prepared.values[id(cohort.group)] if cohort.active else None
             row = None
-            if h is not None:
-                row, clock = self._row(h, factor, prepared, cohort.group, clock, loss)
+            if of_group is not None:
+                row, clock = self._row(of_group, factor, prepared, cohort.group, clock, loss)
             rows.append(row)
             clocks.append(clock)
-            values.append(h)
+            values.append(None if of_group is None else of_group.h)
         watch = self.watching()
         if watch is not None and watch.due(plan.steps + 1):
             self.catch_up()
@@ -724,11 +743,12 @@ class Stepper:
         return self.watch
 
     def _row(
-        self, h: dict[str, Any], factor: float, prepared: Prepared, group: Group, clock: Clock, loss: float | None
+        self, now: Settled, factor: float, prepared: Prepared, group: Group, clock: Clock, loss: float | None
     ) -> tuple[tuple[float, ...], Clock]:
         """The checked coefficients of rule and stages at the step after `clock`, and the clock after it."""
+        h = now.h
         coefs, clock = self.rule.numbers(h, clock, loss)
-        stages = self.rule.stages(h, factor, prepared.zero_grads, prepared.flush)
+        stages = self.rule.stages(h, factor, prepared.zero_grads, prepared.flush, now.share)
         if prepared is not self.prepared or not self.rule.steady(h):  # else they are those of the step before
             asked = (stages[0], prepared.scale, *stages[2:])  # the factor of clip_norm is NaN where a gradient is
             for dtype in group.dtypes:
@@ -795,11 +815,11 @@ class Stepper:
             return
         if self.planned[id(p.group)] != values.wanted:
             # All groups that need other state arrays at once, because the time of a new plan grows with all parameters.
-            others = [g for g in self.groups if self.rule.wanted(g.data) != self.planned[id(g)]]
+            others = [g for g in self.groups if wanted(self.rule, g.data) != self.planned[id(g)]]
             self._fit({id(g): settled(self.rule, g, now) for g in others})
             self._sort_rows(i)  # for the new plan
         p = self.parameters[i]
-        row, clock = self._row(values.h, factor, prepared, p.group, p.clock, None)
+        row, clock = self._row(values, factor, prepared, p.group, p.clock, None)
         watch = self.watching()
         if watch is not None and watch.due(now + 1):
             self.catch_up([i])

@@ -40,6 +40,8 @@ SMALLEST_IN_BLOCKS = 4096
 mostly biases and scales, of which one block has all, and which matter more than their number."""
 SCALE = "_scale"
 """What the name of a state array in one byte ends with if its scales are meant."""
+AVERAGE = "ema"
+"""The name of the state array that is the average of a parameter."""
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"split": BFLOAT16, "float32": FLOAT32}
 """The dtype of the second plane of a parameter of 16 bits: its low 16 bits, or all of the float32."""
 
@@ -169,6 +171,13 @@ def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: 
     return {name: array}
 
 
+def first_average(param: Array, numbers: Array) -> Array:
+    """The average of a parameter before the first step: its numbers, as the rule sees them."""
+    average = empty(param, dtype_of_state(None, None, AVERAGE, param.dtype, param.size))
+    real_view(average)[...] = numbers
+    return average
+
+
 def first_compact(rule: type[Rule], h: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> dict[str, Array]:
     """A state array in one byte before the first step: one number everywhere."""
     made = empty_compact(rule, h, name, shape)
@@ -257,8 +266,18 @@ def opened(rule: type[Rule], state: Mapping[str, Array]) -> dict[str, Array]:
     """State arrays as a user sees them: new ones in float32 for those in one byte."""
     if is_compact(state):
         pairs = {name: state_of(rule, state, name) for name in rule.states if name in state}
-        return rule.show_state({n: state[n] if isinstance(a, np.ndarray) else a.load() for n, a in pairs.items()})
-    return rule.show_state(dict(state))
+        state = {n: state[n] if isinstance(a, np.ndarray) else a.load() for n, a in pairs.items()} | of_average(state)
+    return show_state(rule, state)
+
+
+def of_average(state: Mapping[str, Array]) -> dict[str, Array]:
+    """The part of a state that is the average of the parameter."""
+    return {AVERAGE: state[AVERAGE]} if AVERAGE in state else {}
+
+
+def show_state(rule: type[Rule], state: Mapping[str, Array]) -> dict[str, Array]:
+    """State arrays under torch's names, the average of the parameter last."""
+    return rule.show_state({n: a for n, a in state.items() if n != AVERAGE}) | of_average(state)
 
 
 def first_number(rule: type[Rule], h: Mapping[str, Any], name: str, dtype: np.dtype[Any]) -> Array:

@@ -13,7 +13,7 @@ import torch
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
 from proptim._formats import PAIRS, Steps
-from proptim._options import ROW_OPTIONS, SETTINGS, as_shown
+from proptim._options import OBJECT_OPTIONS, SETTINGS, as_shown
 from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
@@ -113,6 +113,11 @@ def check_no_option(group: dict[str, Any]) -> None:
     for key in OPTIONS:
         if key in group:
             raise ValueError(f"{key} is an option of the whole optimizer; expected it as a keyword, not in a group")
+    if group.get("ema") is not None:
+        raise ValueError(
+            f"Invalid ema: {group['ema']!r:.80} (expected None: proptim.torch keeps no averages of weights; "
+            "torch.optim.swa_utils.AveragedModel does)"
+        )
     if not is_on("lazy_rows", group.get("lazy_rows", True)):
         raise ValueError(
             "Invalid lazy_rows: False (expected True: in proptim.torch the other rows do not catch up; an optimizer of "
@@ -165,6 +170,11 @@ class Door(torch.optim.Optimizer):
     """Whether gradients are of a kind that `_core.Tensors` does not support."""
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
+        if "ema" in keywords:
+            raise TypeError(
+                f"ema is not an argument of proptim.torch.{type(self).__name__}; expected "
+                "torch.optim.swa_utils.AveragedModel, or an optimizer of proptim"
+            )
         if "publish" in keywords:
             raise TypeError(
                 f"publish is not an argument of proptim.torch.{type(self).__name__}; expected parameters of bfloat16 "
@@ -291,7 +301,7 @@ class Door(torch.optim.Optimizer):
         for i, (group, own) in enumerate(zip(groups, self.param_groups, strict=False)):
             label, name = f"group {i} of state_dict", self._rule.__name__
             for key in group:
-                if key in Rule.known and key not in self._hyper and key not in own and key not in ROW_OPTIONS:
+                if key in Rule.known and key not in self._hyper and key not in own and key not in OBJECT_OPTIONS:
                     raise ValueError(f"{label} has the hyperparameter {key!r}, unknown to {name}; {expected}")
             for key, value in self._hyper.items():
                 # What is 0, False or None by default may be missing.

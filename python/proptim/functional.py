@@ -210,7 +210,7 @@ class OneShot:
         number = None if step is None else plain(step)
         if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
             raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
-        h, wanted, scheduled, _ = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
+        h, wanted, scheduled, *_ = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
         if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
             raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:

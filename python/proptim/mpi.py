@@ -130,6 +130,10 @@ class _Stepper(Stepper):
         vars(self).update(self._made(self.groups, self.parameters, self.planned))
 
     def _new_plan(self, segments: list[Any]) -> Any:
+        if any(len(segment) > 1 + len(self.rule.states) for segment in segments):
+            raise ValueError(
+                "ema is for optimizers of one process; expected None here: average the parameters after the step"
+            )
         return _Plan(self, segments)
 
     def row_steps(self, p: Parameter, step: int) -> dict[str, Array]:

@@ -447,7 +447,7 @@ def _check(coefs: Any, stages: Any, param: Any, grad: Any, cast_grads: Any) -> C
             raise ValueError(
                 "the gradient is float64 and param is not; expected cast_grads to be True, or another dtype"
             )
-        decay, scale, _, l2, _, _ = stages
+        decay, scale, _, l2, _, _, _ = stages
         for value in (*coefs, decay, scale, l2):
             if not -largest < value < largest:
                 raise ValueError("a number computed from the hyperparameters is not finite in the dtype of param")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import Array
+from proptim._averages import NONE_KEPT, Averaged
 from proptim._formats import shown
-from proptim._options import GROUP_OPTIONS, ROW_OPTIONS, SETTINGS, Hyperparameter, Options, Setting
+from proptim._options import GROUP_OPTIONS, OBJECT_OPTIONS, SETTINGS, Hyperparameter, Options, Setting
 from proptim._parameters import (
     Group,
     Parameter,
@@ -25,7 +26,7 @@ from proptim._parameters import (
     parse_groups,
 )
 from proptim._stepper import Stepper, Tally
-from proptim._storage import opened
+from proptim._storage import AVERAGE, opened
 from proptim.rule import Rule
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Optimizer(Rule):
         when it next has a gradient, or by `catch_up`. Only for rules in which a gradient of zero does no more than
         shrink the state, SGD, Adagrad, RMSprop and Adadelta, without momentum, with an `eps` that is not 0 and
         with decoupled weight decay; SGD also with the other. All others are refused.
+    ema : float or schedule, optional
+        Keep an average of the weights, which begins with the weights that there are when the optimizer is made, and
+        moves with each step of a parameter: e + (1 - d) (p - e), in this order of operations, with this number d >= 0
+        and < 1, and p the weights that the step has stored: the float32 master of those of 16 bits.
+        `averaged` puts the averages in the place of the weights, to evaluate the model.
     clip_norm : float or schedule, optional
         Scale all gradients so that their global norm is at most this, as ``torch.nn.utils.clip_grad_norm_``.
     grad_scale : float or schedule, default 1
@@ -141,6 +147,8 @@ class Optimizer(Rule):
         The hyperparameters of groups that do not name their own; read-only.
     state : dict of dict
         Name or index of each parameter -> its state arrays and counts; only the elements of the arrays can be set.
+    ema : dict of arrays
+        Name or index of each parameter -> the average of its weights, of its shape; read-only.
     steps : int
         Completed steps, and rounds of `step_param` that have begun; skipped steps do not count.
     skipped : int
@@ -172,8 +180,8 @@ class Optimizer(Rule):
     Notes
     -----
     Hyperparameters, `weight_decay`, `decoupled_weight_decay`, `maximize`, `clip_value` and `lazy_rows` can be set at
-    any time for each group, and for all groups as attributes. The numbers among them, `clip_norm` and `grad_scale` may
-    be schedules: callables of the number of completed steps, see `proptim.schedules`.
+    any time for each group, and for all groups as attributes; `ema` for each group. The numbers among them, `clip_norm`
+    and `grad_scale` may be schedules: callables of the number of completed steps, see `proptim.schedules`.
 
     A gradient is scaled (`grad_scale`, `clip_norm`, `maximize`), clipped by value, and then gets its L2 penalty.
 
@@ -205,7 +213,7 @@ class Optimizer(Rule):
         given["backend"] = given["backend"] or _backend.backend()
         if isinstance(given["state_dtype"], Mapping):
             given["state_dtype"] = dict(given["state_dtype"])  # a copy: later changes of the dict have no effect
-        own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *ROW_OPTIONS) if k not in hyper}
+        own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *OBJECT_OPTIONS) if k not in hyper}
         self._defaults = {key: frozen(value) for key, value in {**hyper, **own}.items()}
         self._stepper = Stepper(type(self), given)
         self._stepper.add_groups(parse_groups(params), self._defaults, options.get("publish"))
@@ -471,6 +479,53 @@ class Optimizer(Rule):
             if array is not p.state.get(name):
                 array.flags.writeable = False
         return {name: shown(array) for name, array in found.items()}
+
+    @property
+    def ema(self) -> Mapping[int | str, Array]:
+        """Name or index of each parameter -> the average of its weights, read-only."""
+        stepper = self._stepper
+        keys: Iterable[int | str] = _State(stepper, lambda i: None)
+        found = {
+            key: p.state[AVERAGE].view() for key, p in zip(keys, stepper.parameters, strict=True) if AVERAGE in p.state
+        }
+        if not found:
+            raise AttributeError(NONE_KEPT)
+        for average in found.values():
+            average.flags.writeable = False
+        return Shown(found, "write into opt.state[...]['ema'][:], load other state, or set `ema` in param_groups")
+
+    def averaged(self) -> Averaged:
+        """Have the averages of the weights in their place, for as long as the block of this `with` runs.
+
+        Parameters whose group has no `ema` stay as they are. Arrays of `publish` get the averages too. Afterwards the
+        weights have their bits back, also after an exception; what was written to them meanwhile is lost.
+
+        Returns
+        -------
+        context manager
+            Within its block every other method, such as `step`, `load` and `state_dict`, raises RuntimeError. It has a
+            copy of the weights meanwhile.
+
+        Raises
+        ------
+        ValueError
+            If no average is kept, or a tensor of torch has been given other memory; nothing has changed then.
+        RuntimeError
+            If another thread is stepping this optimizer, and within another such block.
+
+        Examples
+        --------
+        >>> import numpy as np, proptim
+        >>> w = np.array([1.0])
+        >>> opt = proptim.SGD([w], lr=0.5, ema=0.75)
+        >>> opt.step([np.array([1.0])])
+        >>> with opt.averaged():
+        ...     print(w)
+        [0.875]
+        >>> w, opt.ema[0]
+        (array([0.5]), array([0.875]))
+        """
+        return Averaged(self._stepper.claim, self._stepper.averages)
 
     def reset(self, *keys: int | str) -> None:
         """Reset state arrays and counts to those of a new optimizer.

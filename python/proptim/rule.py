@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from proptim._arrays import Array
 from proptim._formats import Compact, Int8, Squares8
-from proptim._options import GROUP_OPTIONS, ROW_OPTIONS, SETTINGS
+from proptim._options import GROUP_OPTIONS, OBJECT_OPTIONS, SETTINGS
 from proptim._parameters import Clock, Values, at_step, check_number, did_you_mean, is_on, is_schedule, near
 
 LARGEST = {"float32": (2.0 - 2.0**-24) * 2.0**127, "float64": math.inf}
@@ -41,6 +41,7 @@ HINTS = {
     "grad_scale": "loss_scale loss_scale_factor inv_scale",
     "master": "master_weights master_weight keep_master",
     "state_dtype": "mu_dtype accumulator_dtype optim_bits",
+    "ema": "use_ema ema_momentum ema_decay ema_rate polyak",
     "threads": "num_threads n_threads n_jobs",
 }
 """Name here -> what optax, Keras, TF1 and others call it."""
@@ -63,7 +64,7 @@ class Rule:
     hyper: ClassVar[Mapping[str, Any]]
     """All hyperparameters, including those that every rule has, and their defaults."""
     grouped: ClassVar[Mapping[str, Any]]
-    """What a parameter group of an optimizer has: the hyperparameters and `lazy_rows`, with their defaults."""
+    """What a parameter group of an optimizer has: the hyperparameters, `lazy_rows` and `ema`, with their defaults."""
     flags: ClassVar[tuple[str, ...]]
     """Hyperparameters that are true or false."""
     known: ClassVar[dict[str, Any]] = {}
@@ -103,7 +104,7 @@ class Rule:
         # A subclass has the hyperparameters of its base, whose constructor it passes options to, and its own.
         cls.hyper = {**getattr(cls, "hyper", GROUP_OPTIONS), **own, **cls.identity}
         cls.flags = tuple(name for name, default in cls.hyper.items() if isinstance(default, bool))
-        cls.grouped = {**cls.hyper, **ROW_OPTIONS}
+        cls.grouped = {**cls.hyper, **OBJECT_OPTIONS}
         if cls.__module__.startswith("proptim."):
             Rule.known.update(cls.grouped)
         if "idle" not in vars(cls) and any(text in vars(cls) for text in ("rule", "advance", "stages")):
@@ -293,8 +294,10 @@ class Rule:
             raise ValueError(f"{h['variant']} compares losses; expected step(..., loss=the loss)")
 
     @staticmethod
-    def stages(h: Values, factor: float, zero_grads: bool, flush_denormals: bool) -> tuple[float, ...]:
-        """Coefficients of the stages, in the order of `_stages.NEUTRAL`."""
+    def stages(
+        h: Values, factor: float, zero_grads: bool, flush_denormals: bool, share: float = 0.0
+    ) -> tuple[float, ...]:
+        """Coefficients of the stages, in the order of `_stages.NEUTRAL`; `share` is that of the average of weights."""
         decoupled, clip = h["decoupled_weight_decay"], h["clip_value"]
         return (
             1.0 - h["lr"] * h["weight_decay"] if decoupled else 1.0,
@@ -303,6 +306,7 @@ class Rule:
             0.0 if decoupled else h["weight_decay"],
             float(zero_grads),
             float(flush_denormals),
+            share,
         )
 
     @classmethod
@@ -310,7 +314,7 @@ class Rule:
         """Why a key that is not a hyperparameter is not allowed in a group; empty if it is a key of the user."""
         if not isinstance(key, str):
             return f"unknown hyperparameter {key!r}; expected a string"
-        meant = cls.meant(key, *ROW_OPTIONS, *SETTINGS, "grads", "publish")
+        meant = cls.meant(key, *OBJECT_OPTIONS, *SETTINGS, "grads", "publish")
         if meant in (*SETTINGS, "grads", "publish"):
             hint = "" if meant == key else did_you_mean(meant)
             return f"unknown hyperparameter {key!r}{hint}; {meant} is an option of the whole optimizer, not of a group"

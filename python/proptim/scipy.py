@@ -51,6 +51,7 @@ POINTLESS = {
     "master",
     "cast_grads",
     "lazy_rows",
+    "ema",
 }
 """Options of `Optimizer` that make no sense here: the method computes the gradient, minimizes, and ends at a NaN."""
 
@@ -105,7 +106,7 @@ class Method:
         Print the message and the counts at the end.
     **options
         Hyperparameters of the optimizer, and the options of `Optimizer` except grads, maximize, nonfinite, max_skips,
-        zero_grads, master, publish and cast_grads.
+        zero_grads, master, publish, ema and cast_grads.
 
     Returns
     -------

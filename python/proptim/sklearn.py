@@ -51,6 +51,7 @@ NOT_HERE = {
     "maximize": "the loss is minimized",
     "zero_grads": "every gradient is a new array",
     "lazy_rows": "every gradient is dense",
+    "ema": "the network has its weights alone",
     "master": "the weights are of float32 or float64",
     "cast_grads": "gradients have the dtype of the weights",
 }

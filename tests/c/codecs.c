@@ -418,7 +418,8 @@ static void check_fused(const proptim_isa *isa)
     enum { N = 64, DRAWS = 32 };
     static const uint8_t known[] = { PROPTIM_PLAIN, PROPTIM_BF16, PROPTIM_SPLIT };
     static const double coef_of[] = { [PROPTIM_decay] = 0.99, [PROPTIM_scale] = -0.37, [PROPTIM_clip] = 0.5,
-                                      [PROPTIM_l2] = 0.01,    [PROPTIM_zero] = 1,      [PROPTIM_flush] = 1 };
+                                      [PROPTIM_l2] = 0.01,    [PROPTIM_zero] = 1,      [PROPTIM_flush] = 1,
+                                      [PROPTIM_average] = 0 };
     static double given[PROPTIM_MAX_ARRAYS][2][N], expected[PROPTIM_MAX_ARRAYS][2][N], block[N];
     uint64_t random = 1;
     for (int rule = 0; rule < PROPTIM_RULES && isa->fused[rule]; rule++) {
@@ -434,7 +435,7 @@ static void check_fused(const proptim_isa *isa)
             draw_coefs(text, &random, coefs);
             proptim_row_init(&row, (proptim_rule)rule, coefs);
             for (int k = 0; k < PROPTIM_STAGES; k++) {
-                const int fuses = formats_at < 3 || PROPTIM_FUSED_STAGES >> k & 1;
+                const int fuses = k != PROPTIM_average && (formats_at < 3 || PROPTIM_FUSED_STAGES >> k & 1);
                 if (!fuses || !(draw >> (k % 5) & 1)) continue; /* every set of five; the last goes with the first */
                 row.stages[k] = coef_of[k];
                 on |= 1u << k;

@@ -30,7 +30,7 @@ int main(void)
         CHECK(!strcmp(texts[r].marks, proptim_rule_marks(rule)) && !strncmp(texts[r].marks, "wr", 2), "%s",
               texts[r].name);
         CHECK(count_words(arrays) == (int)strlen(texts[r].marks), "%s", texts[r].marks);
-        CHECK(count_words(arrays) <= PROPTIM_MAX_ARRAYS && count_words(coefs) <= PROPTIM_MAX_COEFS, "%s", arrays);
+        CHECK(count_words(arrays) <= PROPTIM_AVERAGE && count_words(coefs) <= PROPTIM_MAX_COEFS, "%s", arrays);
     }
     CHECK((int)PROPTIM_STAGES <= PROPTIM_MAX_STAGES, "%d stages", PROPTIM_STAGES);
     for (int s = 0; s < PROPTIM_STAGES; s++) {

@@ -213,8 +213,8 @@ enum { SEGMENTS = 7, ROWS = 3 };
 static proptim_row random_row(const struct text *text, uint64_t *random)
 {
     static const double on[PROPTIM_STAGES] = {
-        [PROPTIM_decay] = 0.99, [PROPTIM_scale] = -0.5, [PROPTIM_clip] = 0.25,
-        [PROPTIM_l2] = 0.1,     [PROPTIM_zero] = 1,     [PROPTIM_flush] = 1,
+        [PROPTIM_decay] = 0.99, [PROPTIM_scale] = -0.5, [PROPTIM_clip] = 0.25,   [PROPTIM_l2] = 0.1,
+        [PROPTIM_zero] = 1,     [PROPTIM_flush] = 1,    [PROPTIM_average] = 0.3,
     };
     proptim_row row = { .active = uniform(random) < 0.8 };
     const double share = uniform(random) < 0.3 ? 0 : 0.5;
@@ -253,12 +253,12 @@ static size_t random_shape(size_t *shape, int *ndim, uint64_t *random)
     return product(shape, *ndim);
 }
 
-/* Formats of one byte are of state, and those with a scale for each block not of tables. */
+/* Formats of one byte are of state, and those with a scale for each block not of tables; averages are plain. */
 static int random_format(int dtype, int j, int of_table, uint64_t *random)
 {
     const int format = uniform(random) < 0.5 ? PROPTIM_PLAIN : (int)below(random, PROPTIM_FORMATS);
     const int of_one_byte = format >= PROPTIM_INT8, of_blocks = of_one_byte && format != PROPTIM_STEPS8;
-    if ((of_one_byte && j < PROPTIM_STATE) || (of_blocks && of_table)) return PROPTIM_PLAIN;
+    if ((of_one_byte && j < PROPTIM_STATE) || (of_blocks && of_table) || j == PROPTIM_AVERAGE) return PROPTIM_PLAIN;
     return exists(dtype, format) ? format : PROPTIM_PLAIN;
 }
 
@@ -371,6 +371,11 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
             for (int p = 0; p < 2; p++) s->arrays[j].strides[p] = arrays[i][j].strides[p];
             values[j] = arrays[i][j].values;
         }
+        struct array *const average = &arrays[i][PROPTIM_AVERAGE];
+        if (uniform(&random) < 0.7) {
+            *average = random_array(s, PROPTIM_AVERAGE, 0, role_of("param"), 0, &random);
+            s->arrays[PROPTIM_AVERAGE].strides[0] = average->strides[0];
+        }
         if (values[PROPTIM_GRADS] && rows[s->row].active) {
             step_dense(rule, s->dtype, values, n[i], &rows[s->row]);
             for (int j = 0; j < n_arrays; j++)
@@ -378,6 +383,12 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
                     dither(&rows[s->row], s, j, values[j], s->first, n[i]);
                     convert(proptim_isa_scalar.stores, s->dtype, s->arrays[j].format, &arrays[i][j], n[i]);
                 }
+            const double *const share = &rows[s->row].stages[PROPTIM_average];
+            convert(proptim_isa_scalar.loads, s->dtype, s->arrays[PROPTIM_PARAMS].format, &arrays[i][PROPTIM_PARAMS],
+                    n[i]);
+            if (average->values && *share != 0)
+                proptim_isa_scalar.stages[PROPTIM_average][s->dtype](
+                    (void *[]){ average->values, values[PROPTIM_PARAMS] }, share, n[i]);
         }
         proptim_layout(s);
         /* The values that programs may set themselves, whatever the formats are. */
@@ -388,7 +399,7 @@ static void scenario(const proptim_isa *isa, int rule, int parts, uint64_t seed)
     CHECK(ran == (parts > 1 ? PROPTIM_RAN_PARALLEL : PROPTIM_RAN_SERIAL), "ran %d", ran);
 
     for (int i = 0; i < SEGMENTS; i++)
-        for (int j = 0; j < n_arrays; j++) {
+        for (int j = 0; j < PROPTIM_MAX_ARRAYS; j++) {
             char where[200];
             snprintf(where, sizeof where, "%s %s %s, %d parts, seed %llu: segment %d, array %d", isa->name, text->name,
                      dtypes[segments[i].dtype], parts, (unsigned long long)seed, i, j);
