@@ -72,6 +72,7 @@ def plain(found: dict[str, Any], rule: str) -> list[dict[str, Any]]:
         if entry["workload"]["rule"] == rule
         and entry["workload"]["model"].isdecimal()
         and entry["workload"]["dtype"] == "float32"
+        and entry["workload"]["state_dtype"] is None
         and entry["workload"]["clip_norm"] is None
         and entry["workload"]["gradients"] == "bound"
         and not entry["workload"]["options"]

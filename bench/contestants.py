@@ -24,6 +24,9 @@ import numpy as np
 import proptim
 from proptim import _backend
 from proptim._arrays import SIXTEEN
+from proptim._formats import QUANTA
+from proptim._prepared import ROUNDINGS
+from proptim._storage import SMALLEST_IN_BLOCKS
 
 from .workloads import WITH_ROWS, Array, Workload
 
@@ -68,6 +71,7 @@ class Contestant:
     rules: frozenset[str] | None = None  # None: every rule, or those that `build` does not decline
     dtypes: frozenset[str] = FLOATS
     formats: bool = False  # whether what is kept of a parameter may be of other dtypes than it
+    in_one_byte: bool = False  # whether its state has one byte for each number, and never more
     clips: bool = True
     rows: bool = False  # whether a gradient may have only some rows
     options: bool = False  # whether options beyond the hyperparameters of workloads.hyper are understood
@@ -90,8 +94,12 @@ class Contestant:
             return f"has no {workload.rule}"
         if workload.dtype not in self.dtypes:
             return f"has no {workload.dtype}"
-        if not (workload.whole or self.formats):
+        if self.in_one_byte and workload.state_dtype != "int8":
+            return "keeps its state in one byte"
+        if not (workload.whole or self.formats or self.in_one_byte):
             return f"keeps all that it has in {workload.dtype}"
+        if workload.rounding != ROUNDINGS[0] and not self.formats:
+            return f"has no {workload.rounding} rounding"
         if workload.options and not self.options:
             return f"has no {', '.join(key for key, _ in workload.options)}"
         if workload.rows and not self.rows:
@@ -207,18 +215,29 @@ def _roof(workload: Workload, params: list[Array], sets: list[list[Any]], thread
     if workload.rows:
         return _roof_of_rows(workload, params[0], [grad for (grad,) in sets], threads)
     if workload.dtype in SIXTEEN:
-        # As many bytes read and written, in words of float32 of which every array has one for two weights.
+        # In words of float32, of which every array has one for two weights.
         halves = [np.ones((param.size + 1) // 2, np.float32) for param in params]
         params, sets = halves, [halves]
-        kept = workload.kept_bytes // workload.gradient_bytes
-    else:
-        kept = workload.arrays - 1
+    # As many bytes read and written, in arrays of the gradient's size. Where that is no whole number of them, a first
+    # part of all has an array more than the rest.
+    kept = workload.kept_bytes / workload.gradient_bytes
+    whole, part = int(kept), kept % 1
     if kept > MOST_STREAMED:
-        raise Declined(f"streams at most {MOST_STREAMED} arrays of the gradient's size, and here are {kept}")
-    states = [[np.broadcast_to(p.dtype.type(1), p.shape) for p in params] for _ in range(kept - 1)]
-    segments = list(zip(*placed([params, sets[0], *states]), strict=True))
-    kernel = _kernels().Kernel("stream", proptim.isa(), (0.5,), segments)
-    return Step(partial(kernel.run, threads))
+        raise Declined(f"streams at most {MOST_STREAMED} arrays of the gradient's size, and here are {kept:.4g}")
+    kernels = []
+    for count, begin, end in ((whole + 1, 0.0, part), (whole, part, 1.0)):
+        if begin == end:
+            continue
+        lists = [
+            [array.reshape(-1)[round(begin * array.size) : round(end * array.size)] for array in arrays]
+            for arrays in (params, sets[0])
+        ]
+        lists += [[np.broadcast_to(p.dtype.type(1), p.shape) for p in lists[0]] for _ in range(count - 1)]
+        segments = list(zip(*placed(lists), strict=True))
+        kernels.append(_kernels().Kernel("stream", proptim.isa(), (0.5,), segments))
+    if len(kernels) == 1:
+        return Step(partial(kernels[0].run, threads))
+    return Step(lambda: [kernel.run(threads) for kernel in kernels])
 
 
 def _roof_of_rows(workload: Workload, param: Array, grads: list[proptim.Rows], threads: int) -> Step:
@@ -472,6 +491,13 @@ def _door(workload: Workload, params: list[Array], sets: list[list[Array]]) -> S
     return _on_tensors(workload, params, sets, lambda tensors: cls(tensors, **workload.hyper))
 
 
+COMPILES = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # torch's compiler would leave idle processes behind
+
+
+def _compiles(full: bool) -> str:
+    return "" if full else "it compiles for most of a minute for each shape; --full does"
+
+
 def _torches() -> Iterable[Contestant]:
     # One process for what runs on the same threads of the same library: importing torch takes ten seconds.
     common: dict[str, Any] = {"package": "torch", "options": True, "process": "torch", "dtypes": WITH_BFLOAT16}
@@ -480,9 +506,7 @@ def _torches() -> Iterable[Contestant]:
     yield Contestant("torch-foreach", "torch.optim, foreach=True", partial(_torch, kind="foreach"), **common)
     yield Contestant("torch-fused", "torch.optim, fused=True", partial(_torch, kind="fused"), **common)
     compiled = partial(_torch, kind="compiled")
-    # Its compiler would leave idle processes behind.
-    alone = {**common, "process": "", "environment": {"TORCHINDUCTOR_COMPILE_THREADS": "1"}}
-    alone["unavailable"] = lambda full: "" if full else "it compiles for most of a minute for each shape; --full does"
+    alone = {**common, "process": "", "environment": COMPILES, "unavailable": _compiles}
     yield Contestant("torch-compiled", "torch.compile(optimizer.step)", compiled, **alone)
     yield Contestant(
         DOOR,
@@ -611,11 +635,18 @@ def _thinc(workload: Workload, params: list[Array], sets: list[list[Array]]) -> 
     return Step(run, between=refill)
 
 
-def _bitsandbytes(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
+def _bitsandbytes(workload: Workload, params: list[Array], sets: list[list[Array]], bits: int) -> Step:
     def make(tensors: list[Any]) -> Any:
-        return _class("bitsandbytes.optim", workload.rule)(tensors, **workload.hyper, optim_bits=32)
+        return _class("bitsandbytes.optim", workload.rule)(tensors, **workload.hyper, optim_bits=bits)
 
     return _on_tensors(workload, params, sets, make)
+
+
+def _torchao(workload: Workload, params: list[Array], sets: list[list[Array]]) -> Step:
+    if any(param.size < SMALLEST_IN_BLOCKS or param.size % QUANTA for param in params):
+        raise Declined("keeps one byte only of arrays of 4,096 weights or more, and of a multiple of 256")
+    cls = getattr(importlib.import_module("torchao.optim"), f"{proptim.OPTIMIZERS[workload.rule].__name__}8bit")
+    return _on_tensors(workload, params, sets, lambda tensors: cls(tensors, **workload.hyper))
 
 
 def _registry() -> Iterable[Contestant]:
@@ -658,14 +689,27 @@ def _registry() -> Iterable[Contestant]:
         dtypes=frozenset({"float32"}),
         clips=False,  # each array by its own norm
     )
+    for bits in (32, 8):
+        yield Contestant(
+            "bitsandbytes" if bits == 32 else "bitsandbytes-8",
+            f"bitsandbytes, {bits}-bit state",
+            partial(_bitsandbytes, bits=bits),
+            package="bitsandbytes",
+            rules=frozenset({"rmsprop", "adagrad", "adam", "adamw", "lion"}),
+            dtypes=frozenset({"float32"}),
+            in_one_byte=bits == 8,
+            unavailable=lambda full: "" if full else "importing it takes longer than measuring it; --full does",
+        )
     yield Contestant(
-        "bitsandbytes",
-        "bitsandbytes, 32-bit state",
-        _bitsandbytes,
-        package="bitsandbytes",
-        rules=frozenset({"rmsprop", "adagrad", "adam", "adamw", "lion"}),
+        "torchao-8",
+        "torchao's Adam8bit, AdamW8bit",
+        _torchao,
+        package="torchao",
+        rules=frozenset({"adam", "adamw"}),
         dtypes=frozenset({"float32"}),
-        unavailable=lambda full: "" if full else "importing it takes longer than measuring it; --full does",
+        in_one_byte=True,
+        environment=COMPILES,
+        unavailable=_compiles,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,20 @@ from typing import Any
 import proptim
 
 from .contestants import US
-from .workloads import CLIP, LARGE, LENGTHS, ROWS, TENSORS, WITH_ROWS, Workload, short, sixteen, table
+from .workloads import (
+    CLIP,
+    HEADLINERS,
+    LARGE,
+    LENGTHS,
+    ROWS,
+    TENSORS,
+    WITH_ROWS,
+    Workload,
+    one_byte,
+    short,
+    sixteen,
+    table,
+)
 
 SIZES = ("1000", "100000", "10000000", LARGE)
 STARTS = 7
@@ -190,13 +204,13 @@ def _s14(f: Figures) -> Iterator[Part]:
 LARGE_SIZES = ("10000000", LARGE)
 
 
-def _of_float32(kinds: Sequence[tuple[str, float]]) -> Callable[[Figures], Iterator[Part]]:
-    """Time of bfloat16 over that of the same rule in float32, on one thread and on all."""
+def _of_float32(kinds: Sequence[tuple[Callable[[str], Workload], float]]) -> Callable[[Figures], Iterator[Part]]:
+    """Time of what is kept in fewer bytes over that of the same rule in float32, on one thread and on all."""
 
     def parts(f: Figures) -> Iterator[Part]:
-        for kind, target in kinds:
+        for make, target in kinds:
             for size in LARGE_SIZES:
-                work = sixteen("rmsprop", size)[kind]
+                work = make(size)
                 for who in (US, "proptim-1"):
                     ratio = _over(f.get(work, who), f.get(Workload(work.rule, size), who))
                     threads = "1 thread" if who == "proptim-1" else "all threads"
@@ -257,13 +271,24 @@ GOALS: tuple[tuple[str, str, str, Callable[[Figures], Iterator[Part]]], ...] = (
         "S15",
         "bfloat16 with low halves and float32 state, against float32",
         f"{FULL} --rules rmsprop --sizes 10M,50M",
-        _of_float32([("split", 1.0)]),
+        _of_float32([(lambda size: sixteen("rmsprop", size)["split"], 1.0)]),
     ),
     (
         "S16",
         "the same with bfloat16 state, and all bfloat16 without a master",
         f"{FULL} --rules rmsprop --sizes 10M,50M",
-        _of_float32([("state", 0.80), ("all", 0.62)]),
+        _of_float32(
+            [
+                (lambda size: sixteen("rmsprop", size)["state"], 0.80),
+                (lambda size: sixteen("rmsprop", size)["all"], 0.62),
+            ]
+        ),
+    ),
+    (
+        "S17",
+        "state in one byte under float32 parameters, against float32",
+        f"{FULL} --rules rmsprop,rprop,adam --sizes 10M,50M",
+        _of_float32([(partial(one_byte, rule), 0.80 if rule == "rprop" else 0.85) for rule in HEADLINERS]),
     ),
     ("S18", "all bfloat16 against torch's own", f"{FULL} --rules rmsprop,rprop,adam --sizes 10M", _s18),
     ("S19", "rows of a table against torch's sparse gradients", f"{FULL} --rules adam,adagrad --sizes 64M", _s19),

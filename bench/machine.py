@@ -11,7 +11,7 @@ from typing import Any
 
 from proptim._config import config
 
-PACKAGES = ("numpy", "numba", "torch", "jax", "optax", "deepspeed", "thinc", "bitsandbytes")
+PACKAGES = ("numpy", "numba", "torch", "jax", "optax", "deepspeed", "thinc", "bitsandbytes", "torchao")
 BUSY = 0.1  # of all cores: above this, other programs affect every timing
 
 

@@ -49,7 +49,7 @@ def summary(workload: Workload, label: str, rounds: Sequence[float], ours: Seque
     return row
 
 
-def moved_per_weight(workload: Workload, label: str) -> int:
+def moved_per_weight(workload: Workload, label: str) -> float:
     """Bytes that the rule must move; the roof does not read the gradient a second time for its norm."""
     norm = workload.gradient_bytes if workload.clip_norm is not None and label.startswith("roof-") else 0
     return workload.bytes_per_weight - norm
@@ -185,7 +185,7 @@ class Tournament:
         free = machine.available_memory()
         own = workload.kept_bytes + workload.gradient_bytes
         temporaries = sum(self.contestant(label).temporaries for label in playing) * workload.gradient_bytes
-        needed = (own * len(playing) + temporaries) * workload.held
+        needed = round((own * len(playing) + temporaries) * workload.held)
         if free is None or needed <= 0.9 * free:
             return ""
         return f"all together need {needed // 10**6} MB, {free // 10**6} are free"

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 import proptim
 from proptim._arrays import SIXTEEN, Bits
 from proptim._formats import rounded
-from proptim._storage import DTYPES
+from proptim._prepared import ROUNDINGS
+from proptim._storage import DTYPES, SMALLEST_IN_BLOCKS
+from proptim.rprop import ETAS_ON_GRID
 
 Array = NDArray[Any]
 Shapes = list[tuple[int, ...]]
@@ -115,6 +117,7 @@ class Workload:
     dtype: str = "float32"
     master: str | None = "auto"  # of parameters of 16 bits
     state_dtype: str | None = None
+    rounding: str = ROUNDINGS[0]
     clip_norm: float | None = None
     gradients: str = "bound"  # or "fresh": other arrays are passed in at every step
     options: tuple[tuple[str, Any], ...] = ()  # beyond `hyper`
@@ -160,6 +163,7 @@ class Workload:
         extras = [self.dtype] if self.dtype != "float32" else []
         extras += [f"master={self.master}"] if self.master != "auto" else []
         extras += [f"state={self.state_dtype}"] if self.state_dtype else []
+        extras += [self.rounding] if self.rounding != ROUNDINGS[0] else []
         extras += ["clip_norm"] if self.clip_norm is not None else []
         extras += ["fresh gradients"] if self.gradients == "fresh" and not self.rows else []
         extras += [key if value is True else f"{key}={value}" for key, value in self.options]
@@ -168,24 +172,25 @@ class Workload:
     @property
     def hyper(self) -> dict[str, Any]:
         """Hyperparameters under torch's names."""
-        return hyper(self.rule) | dict(self.options)
+        on_grid = {"etas": ETAS_ON_GRID} if self.rule == "rprop" and self.state_dtype == "int8" else {}
+        return hyper(self.rule) | on_grid | dict(self.options)
 
     def optimizer(self, params: Any, **options: Any) -> proptim.Optimizer:
         """Proptim's optimizer for this."""
         cls: Callable[..., proptim.Optimizer] = proptim.OPTIMIZERS[self.rule]
-        more = {"clip_norm": self.clip_norm, "master": self.master, "state_dtype": self.state_dtype, **options}
-        return cls(params, **OURS.get(self.rule, {}), **self.hyper, **more)
+        kept = {"master": self.master, "state_dtype": self.state_dtype, "rounding": self.rounding}
+        return cls(params, **OURS.get(self.rule, {}), **self.hyper, clip_norm=self.clip_norm, **kept, **options)
 
     @property
     def arrays(self) -> int:
         """Arrays that a step touches: parameter, gradient and state, as the registry says."""
-        return 2 + len(self._state)
+        return 1 + len(self._kept(1))
 
-    @property
-    def _state(self) -> list[Array]:
-        """The state of one weight."""
-        optimizer = self.optimizer([in_dtype(np.zeros(1), self.dtype)], backend="numpy")
-        return list(optimizer._stepper.parameters[0].state.values())
+    def _kept(self, size: int) -> list[Array]:
+        """A parameter of so many weights, its second plane and its state."""
+        optimizer = self.optimizer([in_dtype(np.zeros(size), self.dtype)], backend="numpy")
+        parameter = optimizer._stepper.parameters[0]
+        return [a for a in (parameter.array, parameter.plane, *parameter.state.values()) if a is not None]
 
     @property
     def gradient_bytes(self) -> int:
@@ -193,13 +198,16 @@ class Workload:
         return DTYPES[self.dtype].itemsize
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of a weight that a step reads and writes: those of the parameter, its second plane and state."""
-        parameter = self.optimizer([in_dtype(np.zeros(1), self.dtype)], backend="numpy")._stepper.parameters[0]
-        return self.gradient_bytes + sum(a.itemsize for a in (parameter.plane, *self._state) if a is not None)
+    def kept_bytes(self) -> float:
+        """Bytes of a weight that a step reads and writes: those of the parameter, its second plane and state.
+
+        It is what one more weight takes in arrays so large that state can be in one byte: then a block shares a scale.
+        """
+        small, large = (sum(a.nbytes for a in self._kept(k * SMALLEST_IN_BLOCKS)) for k in (1, 2))
+        return (large - small) / SMALLEST_IN_BLOCKS
 
     @property
-    def bytes_per_weight(self) -> int:
+    def bytes_per_weight(self) -> float:
         """The bytes that a step moves; the gradient is read once more for its norm."""
         return 2 * self.kept_bytes + self.gradient_bytes * (1 + (self.clip_norm is not None))
 
@@ -247,6 +255,7 @@ class Case:
 
 SIZES = ("1000", "100000", "1000000", "10000000")
 LARGE = "50000000"
+IN_BLOCKS = str(2**23)  # a multiple of 256, which torchao needs for state in one byte
 OURSELVES = ("proptim", "proptim-1", "roof-*")
 # At 50 M weights a contestant takes a gigabyte and a slow one a second for each step.
 AT_LARGE = (*OURSELVES, "torch-*", "optax", "deepspeed", "rprop-two-arrays")
@@ -286,7 +295,13 @@ def sixteen(rule: str, size: str) -> dict[str, Workload]:
         "split": Workload(rule, size, "bfloat16"),
         "state": Workload(rule, size, "bfloat16", state_dtype="bfloat16"),
         "all": Workload(rule, size, "bfloat16", None, "bfloat16"),
+        "random": Workload(rule, size, "bfloat16", None, "bfloat16", "stochastic"),
     }
+
+
+def one_byte(rule: str, size: str) -> Workload:
+    """The workload whose state has one byte for each of its numbers, with parameters and gradients in float32."""
+    return Workload(rule, size, state_dtype="int8")
 
 
 LENGTHS = {16: 10**6, 64: 10**6, 256: 250_000}
@@ -317,6 +332,8 @@ def _full() -> Iterator[Case]:
                 yield Case(
                     work, ("proptim", "proptim-1", "proptim-all", "roof-*", "torch-*", "optax", "!torch-compiled")
                 )
+            yield Case(one_byte(rule, size), ("proptim", "proptim-1", "proptim-all", "roof-*", "*-8"))
+    yield Case(one_byte("adam", IN_BLOCKS), ("proptim", "proptim-1", "roof-*", "*-8"))
     for rule, rows in itertools.product(WITH_ROWS, ROWS):
         for columns, drawn in ((64, "uniform"), (64, "zipf"), (16, "uniform"), (256, "uniform")):
             yield Case(
