@@ -20,6 +20,7 @@ ORDER = [
     "digits",
     "sklearn",
     "word_vectors",
+    "fewer_bytes",
     "schedules",
 ]
 """The scripts in the order in which to read them; others come after them."""
