@@ -2,7 +2,7 @@
 # names, or else by the DLPack exchange of their library.  The structs are those of DLPack 1, see
 # torch/include/ATen/dlpack.h; the exchange came with DLPack 1.3 and torch 2.10.
 
-from cpython.ref cimport Py_DECREF, PyObject
+from cpython.ref cimport PyObject, Py_DECREF, Py_INCREF
 from cpython.dict cimport PyDict_Next
 from cpython.exc cimport PyErr_Clear
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -180,8 +180,9 @@ cdef class Tensors:
     cdef list owned                 # keeps alive the objects that are compared by address
     cdef list every                 # all parameters
     cdef list members               # those in the plan
-    cdef list stepped               # those with a gradient
-    cdef list grads                 # their gradients, from `look` to the end of the step
+    cdef list stepped               # those with a gradient, where `mark` is told of them
+    cdef PyObject **grads           # references to all gradients, from `look` to the end of the step
+    cdef Py_ssize_t n_grads
     cdef readonly list homes        # group of each member
     cdef list sizes                 # parameters in each group
     cdef PyObject **contents        # of the state: parameter, its state, names and values, and so on
@@ -233,10 +234,11 @@ cdef class Tensors:
         self.there = <bint *>calloc(n + 1, sizeof(bint))
         self.laid = <bint *>calloc(n + 1, sizeof(bint))
         self.bound = <exchange_tensor *>calloc(n + 1, sizeof(exchange_tensor))
+        self.grads = <PyObject **>calloc(n + 1, sizeof(PyObject *))
         self.before = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         self.after = <double *>calloc(n * self.n_counted + 1, sizeof(double))
         if not (self.place and self.watches and self.counts and self.layout_at and self.there and self.laid
-                and self.bound and self.before and self.after):
+                and self.bound and self.grads and self.before and self.after):
             raise MemoryError
         for i in range(len(every)):
             self.place[i] = -1 if place[i] is None else place[i]
@@ -268,6 +270,7 @@ cdef class Tensors:
         self.plan._let_go()
 
     def __dealloc__(self):
+        self._release()
         free(self.contents)
         free(self.numbers)
         free(self.place)
@@ -278,6 +281,7 @@ cdef class Tensors:
         free(self.there)
         free(self.laid)
         free(self.bound)
+        free(self.grads)
         free(self.before)
         free(self.after)
 
@@ -303,17 +307,17 @@ cdef class Tensors:
         return (self.native.data is not NULL and is_one_of(tensor, <PyObject *>self.plain, <PyObject *>self.parameter)
                 and libtorch_same(&self.native, at_tensor(tensor), before))
 
-    cdef object _grad(self, object p):
-        """p.grad"""
-        cdef PyObject *grad
-        if self.native.grad is NULL or not is_one_of(<PyObject *>p, <PyObject *>self.parameter, <PyObject *>self.plain):
-            return p.grad
-        grad = <PyObject *>self.native.object(self.native.grad(core_of(<PyObject *>p)))
+    cdef PyObject *_grad(self, object p) except NULL:
+        """A new reference to p.grad."""
+        cdef PyObject *grad = NULL
+        if self.native.grad is not NULL and is_one_of(<PyObject *>p, <PyObject *>self.parameter,
+                                                      <PyObject *>self.plain):
+            grad = <PyObject *>self.native.object(self.native.grad(core_of(<PyObject *>p)))
         if grad is NULL:
-            return p.grad  # which says why
-        found = <object>grad
-        Py_DECREF(found)
-        return found
+            given = p.grad
+            Py_INCREF(given)
+            grad = <PyObject *>given
+        return grad
 
     cdef bint _first_look(self, Py_ssize_t i, Py_ssize_t j, tensor) except -1:
         """Take the layout of a tensor that the caller has checked."""
@@ -415,7 +419,7 @@ cdef class Tensors:
             c[j].seen = t
         return True
 
-    cdef bint _take(self, Py_ssize_t i, object grad) except -1:
+    cdef bint _take(self, Py_ssize_t i, PyObject *grad) except -1:
         """Bind a gradient if a quick check shows that it fits."""
         cdef exchange_tensor t
         cdef proptim_segment *s = &self.plan.segments[i]
@@ -424,10 +428,10 @@ cdef class Tensors:
         cdef int64_t *strides = shape + (1 + self.n_watched) * ndim
         cdef size_t itemsize, low, high
         cdef int form
-        if self.laid[i] and self._same(<PyObject *>grad, &self.bound[i]):
+        if self.laid[i] and self._same(grad, &self.bound[i]):
             s.arrays[PROPTIM_GRADS].planes[0] = self.bound[i].data
             return True
-        if not self._see(grad, &t) or t.ndim != ndim:
+        if not self._see(<object>grad, &t) or t.ndim != ndim:
             return False
         form = self._form(&t, s.dtype)
         if form < 0:
@@ -570,8 +574,10 @@ cdef class Tensors:
         cdef Py_ssize_t i = 0, k, count = len(self.every)
         cdef list params
         cdef bint moved = False
-        cdef object p, grad
-        self.stepped, self.grads = [], []
+        cdef object p
+        cdef PyObject *grad
+        self._release()
+        self.stepped = []
         if len(groups) != len(self.sizes) or not self._same_state(state):
             return False
         for k in range(len(groups)):
@@ -592,24 +598,37 @@ cdef class Tensors:
         self._drop()
         for i in range(count):
             p = self.every[i]
-            grad = self._grad(p)
             k = self.place[i]
-            if grad is None:
+            grad = self._grad(p)
+            if grad is <PyObject *>None or k < 0:
+                Py_DECREF(<object>grad)
+                if grad is not <PyObject *>None:
+                    self._drop()
+                    return False
                 if k >= 0:
                     self.there[k] = False
                 continue
-            if k < 0 or not self._take(k, grad):
+            self.grads[self.n_grads] = grad
+            self.n_grads += 1
+            if not self._take(k, grad):
                 self._drop()
                 return False
             self.there[k] = True
-            self.stepped.append(p)
-            self.grads.append(grad)
+            if not self.versioned:
+                self.stepped.append(p)
         return True
 
     def rest(self):
         """Unbind all gradients, and keep none alive."""
         self._drop()
-        self.stepped = self.grads = None
+        self._release()
+        self.stepped = None
+
+    cdef void _release(self) noexcept:
+        """Keep no gradient alive."""
+        while self.n_grads:
+            self.n_grads -= 1
+            Py_DECREF(<object>self.grads[self.n_grads])
 
     cdef void _drop(self) noexcept:
         """Have no gradient."""
@@ -743,7 +762,7 @@ cdef class Tensors:
         cdef double value
         cdef int ran
         self.used = True
-        if self.stepped:
+        if self.n_grads:
             if not self.versioned:
                 self.mark(self.stepped)  # can raise, so it comes first
             ran = self.plan._run()
