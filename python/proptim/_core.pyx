@@ -349,6 +349,11 @@ cdef class Room:
         return 0
 
 
+cdef struct address_range:
+    size_t low
+    size_t high
+
+
 cdef class Table:
     """A gradient of rows, with the arrays of the segment that it is of."""
 
@@ -395,6 +400,7 @@ cdef class Plan:
     cdef proptim_row *rows
     cdef size_t *written_low        # address ranges of parameters and state, sorted
     cdef size_t *written_high
+    cdef address_range gap          # between two of them: where an array lay that met none
     cdef int *dims                  # of each parameter, before axes are merged
     cdef Py_ssize_t count, n_rows, n_coefs, n_written
     cdef const proptim_isa *isa
@@ -683,13 +689,19 @@ cdef class Plan:
     cdef bint _meets(self, size_t low, size_t high) noexcept:
         """Whether some address in [low, high) lies in the range of a parameter or a state array."""
         cdef Py_ssize_t left = 0, right = self.n_written, middle
+        if self.gap.low <= low and high <= self.gap.high:
+            return False
         while left < right:  # the first range that ends above low
             middle = (left + right) // 2
             if self.written_high[middle] > low:
                 right = middle
             else:
                 left = middle + 1
-        return left < self.n_written and self.written_low[left] < high
+        if left < self.n_written and self.written_low[left] < high:
+            return True
+        self.gap.low = self.written_high[left - 1] if left > 0 else 0
+        self.gap.high = self.written_low[left] if left < self.n_written else <size_t>-1
+        return False
 
     def offer(self, list grads, list given=None):
         """Bind these gradients if a quick check shows that they fit; else do nothing and return False.

@@ -117,10 +117,6 @@ cdef enum:
     EXCHANGE_FLOAT = 2
     EXCHANGE_BFLOAT = 4
 
-cdef struct address_range:
-    size_t low
-    size_t high
-
 cdef struct watched:  # a tensor that a step writes
     PyObject *tensor
     void *core                  # what its at::Tensor points to
@@ -198,7 +194,7 @@ cdef class Tensors:
     cdef exchange_tensor *bound     # the last gradient of each segment that it was laid out for
     cdef double *before             # clock of each row, `n_counted` a row
     cdef double *after
-    cdef list values                # (group, hyperparameters) of each row, None where there is nothing to repeat
+    cdef list values                # of each row as `step` gets them, None where there is nothing to repeat
     cdef object rule
     cdef readonly bint used         # whether it has made a step
     cdef readonly long long steps   # steps made
@@ -372,6 +368,7 @@ cdef class Tensors:
         free(ranges)
         for i in range(len(self.members)):
             self.bound[i].data = NULL  # so that it is compared with these
+        self.plan.gap.high = 0
         return apart
 
     cdef bint _find(self, Py_ssize_t i, bint *moved) except -1:
@@ -686,8 +683,8 @@ cdef class Tensors:
     def step(self, list row_of, list rows, list clocks, list values):
         """One step of the members with gradients, with these rows; then set their clocks.
 
-        Rows come with the clocks after them and `values`, group and hyperparameters; the last one, None in all three, is
-        that of members without a gradient.
+        Rows come with the clocks after them and `values`: group, hyperparameters, and whether the next steps have the
+        same coefficients. The last one, None in all three, is that of members without a gradient.
         """
         cdef Py_ssize_t i, j
         cdef unsigned row
@@ -728,6 +725,11 @@ cdef class Tensors:
         for row in range(self.plan.n_rows):
             if not self.plan.rows[row].active:
                 continue
+            if self.values[row][2]:  # the coefficients of the last step, and only the number of the step is another
+                for j in range(self.n_counted):
+                    self.after[row * self.n_counted + j] = self.before[row * self.n_counted + j] + (j == 0)
+                self.plan.rows[row].step = <uint64_t>self.after[row * self.n_counted]
+                continue
             clock = tuple([self.before[row * self.n_counted + j] for j in range(self.n_counted)])
             coefs, clock = self.rule.numbers(self.values[row][1], clock, loss)
             if len(coefs) != self.plan.n_coefs:
@@ -751,7 +753,7 @@ cdef class Tensors:
         for row in range(self.plan.n_rows):
             if self.values[row] is not None:
                 h, stages = settled[self.values[row][0]]
-                self.values[row] = (self.values[row][0], h)
+                self.values[row] = (self.values[row][0], h, False)
                 for j in range(PROPTIM_STAGES):
                     self.plan.rows[row].stages[j] = stages[j]
 

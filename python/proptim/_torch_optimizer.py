@@ -740,7 +740,7 @@ class Door(torch.optim.Optimizer):
         index = {key: row for row, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
         rows: list[tuple[float, ...] | None] = []
         clocks: list[Any] = []
-        values: list[tuple[int, Any] | None] = []
+        values: list[tuple[int, Any, bool] | None] = []
         of = self._stages(factor, options)
         for home, *clock in index:
             settled = self._settled[home]
@@ -753,7 +753,7 @@ class Door(torch.optim.Optimizer):
                 self._rule.check_numbers(coefs, asked, dtype)
             rows.append((*coefs, *stages))
             clocks.append(after)
-            values.append((home, settled.h))
+            values.append((home, settled.h, clock[0] > 0 and self._rule.steady(settled.h)))
         row_of = [len(rows) if key is None else index[key] for key in keys]
         rows.append(None)  # that of members without a gradient, which this step leaves alone
         clocks.append(None)
