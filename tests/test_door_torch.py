@@ -1304,6 +1304,22 @@ def test_state_that_moves_onto_a_gradient_is_noticed():
 
 @exchanged
 @pytest.mark.usefixtures("asked")
+def test_a_refused_gradient_leaves_no_strides():
+    """One with the strides of the refused one is read by its own strides."""
+    (p,) = params = [torch.nn.Parameter(torch.zeros(2, 3))]
+    opt = proptim.torch.SGD(params, lr=1.0)
+    for _ in range(3):
+        p.grad = torch.zeros(2, 3)
+        opt.step()
+    p.grad = torch.as_strided(p.detach(), (2, 3), (1, 2))
+    step_refused(opt, params, ValueError, r"^grads\[0\] and params\[0\] share memory")
+    p.grad = torch.arange(6.0).view(3, 2).t()
+    opt.step()
+    assert p.tolist() == [[0, -2, -4], [-1, -3, -5]]
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("before", range(4))
 def test_swapped_tensors_are_noticed(before):
     """The objects of two tensors get the memory and the version of each other."""
