@@ -13,7 +13,6 @@ import torch
 
 import proptim
 import proptim.numba
-import proptim.torch
 from proptim import functional
 from proptim.cli import selftest
 
@@ -492,16 +491,10 @@ def test_misspelt_names():
 
 @pytest.mark.once
 def test_where_it_is_not_offered():
-    """In functions that keep nothing, and where weights belong to another library."""
+    """In functions that keep nothing."""
     w = np.ones(3)
     with pytest.raises(TypeError, match="ema"):
         functional.sgd(w, np.ones(3), lr=0.5, ema=0.9)
     with pytest.raises(TypeError, match="ema"):
         proptim.numba.sgd(w, np.ones(3), lr=0.5, ema=0.9)
-    with pytest.raises(
-        TypeError, match=r"^ema is not an argument of proptim.torch.SGD; expected torch.optim.swa_utils"
-    ):
-        proptim.torch.SGD([torch.ones(3)], lr=0.5, ema=0.9)
-    with pytest.raises(ValueError, match=r"^Invalid ema: 0.9 \(expected None: proptim.torch keeps no averages"):
-        proptim.torch.SGD([{"params": [torch.nn.Parameter(torch.ones(3))], "ema": 0.9}], lr=0.5)
     assert (w == 1).all()

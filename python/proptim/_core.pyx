@@ -90,6 +90,9 @@ _wants_openmp = choice("PROPTIM_PARALLEL", ("pool", "openmp")) == "openmp" or pr
 _C_API = PyCapsule_New(<void *>proptim_get_api(), b"proptim._C_API", NULL)  # for proptim_python.h
 
 
+AVERAGE = PROPTIM_AVERAGE  # which of the arrays of a segment is the average of the parameter
+
+
 def available_isas():
     """Names of the instruction sets that run here, best first."""
     names = []

@@ -123,10 +123,7 @@ class Parameter:
         """Raise ValueError if its state is in blocks or has an average: no row can be stepped by itself then."""
         rule = self.group.rule
         if self.group.get("ema") is not None:
-            raise ValueError(
-                f"{self.grad_label} is a gradient of rows, and {self.label} has an average of its weights, which moves "
-                "in all rows at each step; expected a whole gradient, or ema=None in its group"
-            )
+            raise ValueError(no_average(self))
         if rule is not None and any(
             a.dtype in CODES and rule.in_one_byte(n) is not Steps8 for n, a in self.state.items()
         ):
@@ -145,6 +142,14 @@ class Parameter:
     def check_like(self, array: Array, label: str) -> None:
         """Raise unless `array` has the dtype and shape of this parameter."""
         check_like(array, label, self.array, self.label)
+
+
+def no_average(p: Parameter) -> str:
+    """The message for a gradient of rows of a parameter of which an average is kept."""
+    return (
+        f"{p.grad_label} is a gradient of rows, and {p.label} has an average of its weights, which moves in all rows "
+        "at each step; expected a whole gradient, or ema=None in its group"
+    )
 
 
 def stored(param: Array, plane: Array | None) -> Stored:

@@ -34,6 +34,7 @@ STREAMED = ("cuda", "xpu")
 UNSUPPORTED = {
     "zero_grads": "p.grad is None after a step",
     "fallback": "what proptim cannot step is an error here",
+    "ema": "the averages would be on the CPU",
 }
 """Options of the optimizers that Offload does not take, and why."""
 OWNERS: Any = WeakTensorKeyDictionary()
@@ -457,6 +458,8 @@ class Offload(torch.optim.Optimizer):
         hosts = [of[id(p)] for p in group["params"]]
         names = group.get("param_names")
         rest = {key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS}
+        if rest.get("ema") is not None:
+            raise TypeError(f"Offload got a group with ema; expected none: {UNSUPPORTED['ema']}")
         return {**rest, "params": hosts if names is None else list(zip(names, hosts, strict=True))}
 
     def _hook(self) -> None:

@@ -12,13 +12,16 @@ import torch
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
+from proptim._averages import NONE_KEPT, Averaged, Found
 from proptim._formats import PAIRS, Steps
+from proptim._numpy import busy
 from proptim._options import OBJECT_OPTIONS, SETTINGS, as_shown
-from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays
+from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays, stored
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
 from proptim._stepper import Tally
 from proptim._storage import (
+    AVERAGE,
     MASTER_DTYPES,
     SCALE,
     check_master,
@@ -32,7 +35,7 @@ from proptim._storage import (
     state_of,
 )
 from proptim._torch_plan import Bound, Member, Settled
-from proptim._torch_state import Keeping, release
+from proptim._torch_state import Keeping, first_average, release
 from proptim._torch_tensors import (
     ARITHMETIC,
     DTYPES,
@@ -113,11 +116,6 @@ def check_no_option(group: dict[str, Any]) -> None:
     for key in OPTIONS:
         if key in group:
             raise ValueError(f"{key} is an option of the whole optimizer; expected it as a keyword, not in a group")
-    if group.get("ema") is not None:
-        raise ValueError(
-            f"Invalid ema: {group['ema']!r:.80} (expected None: proptim.torch keeps no averages of weights; "
-            "torch.optim.swa_utils.AveragedModel does)"
-        )
     if not is_on("lazy_rows", group.get("lazy_rows", True)):
         raise ValueError(
             "Invalid lazy_rows: False (expected True: in proptim.torch the other rows do not catch up; an optimizer of "
@@ -170,11 +168,6 @@ class Door(torch.optim.Optimizer):
     """Whether gradients are of a kind that `_core.Tensors` does not support."""
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
-        if "ema" in keywords:
-            raise TypeError(
-                f"ema is not an argument of proptim.torch.{type(self).__name__}; expected "
-                "torch.optim.swa_utils.AveragedModel, or an optimizer of proptim"
-            )
         if "publish" in keywords:
             raise TypeError(
                 f"publish is not an argument of proptim.torch.{type(self).__name__}; expected parameters of bfloat16 "
@@ -206,6 +199,7 @@ class Door(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch.optim does; ValueError or TypeError for tensors that could never be stepped."""
+        self._check_place()
         self.defaults.update(self._given)
         super().add_param_group(param_group)
         try:
@@ -257,6 +251,7 @@ class Door(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch.optim returns it; with weights written since the last step in a float32 master."""
+        self._check_place()
         keeping = self._keeping
         for p in (p for group in self.param_groups for p in group["params"]):
             keeping.read(p, self.state.get(p) or {})
@@ -271,6 +266,7 @@ class Door(torch.optim.Optimizer):
         with a float32 array beside them, which are set to what that rounds to.
         """
         is_on("cast", cast)
+        self._check_place()
         seed = checked_seed(state_dict.get("seed", self.seed))
         params = [p for group in self.param_groups for p in group["params"]]
         keeping = self._keeping
@@ -308,9 +304,51 @@ class Door(torch.optim.Optimizer):
                 if value and not isinstance(value, bool) and key not in self._extras and key not in group:
                     raise ValueError(f"{label} has no hyperparameter {key!r}; {expected}: {name}")
             completed[i] = {**{key: own[key] for key in self._hyper if key in own}, **group}
+            if group.get(AVERAGE) is None and own.get(AVERAGE) is not None:
+                completed[i][AVERAGE] = own[AVERAGE]  # what the run that was saved did not average, this one may
         return {**saved, "param_groups": completed}
 
+    # Averages of the weights ------------------------------------------------------------------------------------------
+
+    @property
+    def ema(self) -> dict[Any, Any]:
+        """Parameter -> the average of its weights, of those that have made a step."""
+        found = {p: own[AVERAGE] for p, own in self.state.items() if isinstance(own.get(AVERAGE), torch.Tensor)}
+        if not found and all(group.get(AVERAGE) is None for group in self.param_groups):
+            raise AttributeError(NONE_KEPT)
+        return found
+
+    def averaged(self) -> Averaged:
+        """Have the averages of the weights in their place, while the block of this `with` runs.
+
+        As `proptim.Optimizer.averaged`: the model is evaluated or saved within it, a step, loading and `state_dict` are
+        refused, and afterwards the weights have their bits back, also after an exception.
+        """
+        return Averaged(self._claim, self._find_averages)
+
+    def _find_averages(self) -> Found:
+        try:
+            averages = self.ema
+        except AttributeError as error:
+            raise ValueError(str(error)) from None
+        keeping = self._keeping
+        pairs = []
+        for place, p in places(self.param_groups):
+            if p in averages:
+                label = f"params{place}"
+                array = as_array(local(p), label)
+                plane = keeping.plane(array.dtype)
+                beside = None if plane is None else seen(self.state[p][plane[0]], f"the master of {label}")
+                pairs.append((stored(array, beside), real_view(seen(averages[p], f"the average of {label}"))))
+        return pairs, [*averages]
+
+    def _check_place(self) -> None:
+        """Raise RuntimeError if the averages of the weights are in their place."""
+        if self._claim.averaged:
+            raise RuntimeError(busy(None, averaged=True))
+
     def __getstate__(self) -> dict[str, Any]:
+        self._check_place()
         kept = {key: vars(self)[key] for key in ("_options", "_given")}
         return {**super().__getstate__(), **kept, "_tally": self._tally, "_told": self._told}
 
@@ -453,7 +491,7 @@ class Door(torch.optim.Optimizer):
     def _stages(self, factor: float, options: dict[str, Any]) -> list[tuple[dict[str, Any], tuple[float, ...]]]:
         """The hyperparameters of each group, and the coefficients of the stages."""
         flush = options["flush"]
-        return [(s.h, self._rule.stages(s.h, factor, zero_grads=False, flush_denormals=flush)) for s in self._settled]
+        return [(s.h, self._rule.stages(s.h, factor, False, flush, s.share)) for s in self._settled]
 
     # Options ----------------------------------------------------------------------------------------------------------
 
@@ -590,7 +628,7 @@ class Door(torch.optim.Optimizer):
         for key, value in ours.items():
             if is_schedule(value):
                 raise TypeError(f"Invalid {key}: {value!r} (expected a number; torch.optim.lr_scheduler has schedules)")
-        h, wanted, *_ = settle(self._rule, ours, dtypes, 0)
+        h, wanted, _, _, share = settle(self._rule, ours, dtypes, 0)
         if compact := in_one_byte(self._rule, self.state_dtype):
             h = self._rule.held_in_one_byte(h, h, compact)
             for key in self._rule.fixed_in_one_byte:
@@ -599,7 +637,7 @@ class Door(torch.optim.Optimizer):
                         f"{key!r} cannot be changed with state_dtype='int8', in which the state was made for "
                         "it; expected no change: make a new optimizer"
                     )
-        return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted, self._rule.needs_loss(h))
+        return Settled(raw, all(map(is_fixed, raw)), dtypes, h, wanted, self._rule.needs_loss(h), share)
 
     def _bind(self) -> Bound:
         """A plan of all parameters that have a gradient, or had one at an earlier step."""
@@ -637,6 +675,7 @@ class Door(torch.optim.Optimizer):
                     a if a is None or isinstance(a, PAIRS) else real_view(a)
                     for a in map(m.state.get, self._rule.states)
                 ),
+                *([real_view(m.parameter.state[AVERAGE])] if AVERAGE in m.parameter.state else []),
             )
             for m in members
         ]
@@ -665,19 +704,26 @@ class Door(torch.optim.Optimizer):
         own = keeping.kept(p, before, settled.h, lambda name: f"state {name!r} of {parameter.label}")
         names = keeping.names(p)
         plain = names == self._rule.states
-        tensors = {n: own[n] for n in (settled.wanted if plain else names) if own.get(n) is not None}
+        wanted = [n for n in settled.wanted if n != AVERAGE]
+        tensors = {n: own[n] for n in (wanted if plain else names) if own.get(n) is not None}
         tensors |= {n + SCALE: own[n + SCALE] for n in [*tensors] if own.get(n + SCALE) is not None}
         arrays = {name: seen(t, f"state {name!r} of {parameter.label}") for name, t in tensors.items()}
         begun, known = bool(tensors), dict(arrays)
         if begun and not plain:
             self._rule.read_state(arrays)  # which raises for what no step leads to
-        for name in settled.wanted:
+        for name in wanted:
             if name not in tensors and (plain or not begun):
                 tensors |= keeping.first(settled.h, name, p)
         plane = keeping.plane(dtype)
         if plane is not None:
             tensors |= {plane[0]: own[plane[0]]} if own.get(plane[0]) is not None else keeping.first_plane(p)
         arrays = {name: seen(t, f"state {name!r} of {parameter.label}") for name, t in tensors.items()}
+        if plane is not None:
+            parameter.plane = arrays[plane[0]]
+        if AVERAGE in settled.wanted:
+            average = own.get(AVERAGE)
+            tensors[AVERAGE] = first_average(p, parameter.numbers()) if average is None else average
+            arrays[AVERAGE] = seen(tensors[AVERAGE], f"state {AVERAGE!r} of {parameter.label}")
         for name, array in arrays.items():
             if name.endswith(SCALE):
                 continue
@@ -686,7 +732,7 @@ class Door(torch.optim.Optimizer):
             check_shape(array, f"state {name!r} of {parameter.label}", like_this, parameter.label)
             check_writable(array, f"state {name!r} of {parameter.label}")
         if plane is not None:
-            parameter.plane = arrays.pop(plane[0])
+            del arrays[plane[0]]
         state = self._formatted(p, tensors, arrays)
         parameter.state = arrays
         clock: list[Any] = []
@@ -801,12 +847,13 @@ class Door(torch.optim.Optimizer):
         for m in bound.every:
             place.append(None if m is None else n)
             n += m is not None
-        planes = [(0, 0), (0, 1), *((2 + j, 0) for j in range(len(names))), (2, 1)]  # the last is Rprop's
+        # The last but one is Rprop's.
+        planes = [(0, 0), (0, 1), *((2 + j, 0) for j in range(len(names))), (2, 1), (CORE.AVERAGE, 0)]
         tensors = []
         for m in bound.members:
             held = m.tensors.get
             state = [held("step_size"), held("prev")] if "step_size" in m.tensors else [*map(held, names), None]
-            tensors.append([m.parameter.given, held("master_lo", held("master")), *state])
+            tensors.append([m.parameter.given, held("master_lo", held("master")), *state, held(AVERAGE)])
         self._bound = None  # the plan of the old one loses its memory
         try:
             quick = CORE.Tensors(

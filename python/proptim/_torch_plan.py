@@ -11,8 +11,9 @@ import torch
 
 from proptim._arrays import Array, as_array
 from proptim._formats import Steps
-from proptim._parameters import Parameter, check_gradients
+from proptim._parameters import Parameter, check_gradients, no_average
 from proptim._rows import Rows, no_row, real_gradient
+from proptim._storage import AVERAGE
 from proptim._torch_tensors import (
     increment_version,
     is_spread,
@@ -38,6 +39,8 @@ class Settled:
     wanted: tuple[str, ...]
     compares: bool
     """Whether the rule needs the loss, to compare it with that of the last step."""
+    share: float
+    """What comes to the averages of the weights at a step; 0 if there are none."""
 
 
 @dataclass(eq=False)
@@ -214,6 +217,9 @@ class Bound:
             for m, g in zip(self.members, self.grads, strict=True)
             if g is not None
         ]
+        for p, grad in fresh:
+            if isinstance(grad, Rows) and AVERAGE in p.state:
+                raise ValueError(no_average(p))
         check_gradients(fresh, [], [m.parameter for m in self.members], zero=False, cast=self.casts)
         found = {id(p): real_gradient(array) for p, array in fresh}
         self.arrays = [found.get(id(m.parameter), m.idle) for m in self.members]

@@ -21,6 +21,7 @@ from proptim._parameters import frozen
 from proptim._registry import OPTIMIZERS
 from proptim._state import short
 from proptim._storage import (
+    AVERAGE,
     SCALE,
     compacted,
     dtype_of_plane,
@@ -149,6 +150,10 @@ class Keeping:
             array = self._in_dtype(array, dtype, p, of(name), loading, cast)
             if array is not found.get(name):
                 kept[name] = tensor_of(p, array)
+        if isinstance(average := kept.get(AVERAGE), torch.Tensor):
+            array = seen(average, of(AVERAGE))
+            made = self._in_dtype(array, dtype_of_average(p), p, of(AVERAGE), loading, cast)
+            kept[AVERAGE] = average if made is array else tensor_of(p, made)
         self._keep_master(p, kept, of, loading, cast)
         return kept | compact
 
@@ -271,7 +276,8 @@ class Keeping:
             return state_dict  # torch says what is wrong
         if len(keys) != len(params):
             return state_dict
-        ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values(), *(n + SCALE for n in self.rule.states)}
+        ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values(), AVERAGE}
+        ours |= {name + SCALE for name in self.rule.states}
         for key, p, group in zip(keys, params, groups, strict=True):
             own = state.get(key)
             if not isinstance(own, Mapping):
@@ -308,6 +314,18 @@ class Keeping:
             target, where, value = pair.stores(pair.master)[0]
             target[where] = value
             increment_version([p])
+
+
+def dtype_of_average(p: Any) -> np.dtype[Any]:
+    """The dtype of the average of a parameter."""
+    return dtype_of_state(None, None, AVERAGE, DTYPES[p.dtype], 0)
+
+
+def first_average(p: Any, numbers: Array) -> Any:
+    """The average of a parameter before its first step: its numbers, as the rule sees them."""
+    made = room(local(p), dtype_of_average(p))
+    real_view(seen(made, AVERAGE))[...] = numbers
+    return like(p, made)
 
 
 @cache

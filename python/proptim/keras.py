@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from proptim import OPTIMIZERS
-from proptim._options import GROUP_OPTIONS
+from proptim._options import GROUP_OPTIONS, OBJECT_OPTIONS
 from proptim._parameters import frozen
 from proptim.rule import Rule
 
@@ -122,7 +122,8 @@ def door(rule: type[Rule]) -> type[Door]:
     name = rule.__name__
     kind = getattr(proptim.torch, name)
     taken = inspect.signature(kind).parameters
-    outside = {*GROUP_OPTIONS, *rule.identity}  # Keras has weight decay, clipping; what a class is is no argument
+    # Keras has weight decay, clipping and averages of its own; what a class is is no argument
+    outside = {*GROUP_OPTIONS, *OBJECT_OPTIONS, *rule.identity}
     own = {key: taken[key].default for key in kind._hyper if key not in ("lr", *outside)}
     rate = taken["lr"].default
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
         "proptim.torch needs PyTorch, which is not installed: pip install 'proptim[torch]'", name="torch"
     ) from error
 
+from proptim._storage import AVERAGE
 from proptim._torch_offload import Offload as Offload
 from proptim._torch_optimizer import OPTIONS, Door
 
@@ -53,6 +54,7 @@ ANNOTATIONS: dict[str, Any] = {
     "backend": Literal["c", "numba", "numpy"] | None,
     "fallback": Literal["warn", "torch", "error"],
     "clip_value": float | None,
+    "ema": float | None,
     "variant": Literal["rprop-", "irprop-", "rprop+", "irprop+"],
     "initial_square_avg": float | None,
 }
@@ -98,7 +100,7 @@ def base(rule: type[Rule], hyper: dict[str, Any]) -> type[torch.optim.Optimizer]
 def door(rule: type[Rule]) -> type[Door]:
     """The optimizer class of a rule for torch."""
     name = rule.__name__
-    hyper = {**rule.hyper, **DEFAULTS.get(name.lower(), {})}
+    hyper = {**rule.hyper, **DEFAULTS.get(name.lower(), {}), AVERAGE: None}
     theirs = base(rule, hyper)
     signature = inspect.signature(theirs)
     # torch's AdamW is decoupled for good
@@ -194,6 +196,9 @@ fallback : {{"warn", "torch", "error"}}, default "warn"
 
 Attributes
 ----------
+ema : dict
+    With `ema`, parameter -> the average of its weights, also in ``opt.state[p]["ema"]``. It begins with the weights
+    before the first step of the parameter. `averaged` puts the averages in the place of the weights.
 grad_norm : float or None
     The norm of all gradients at the last step, before clipping; only with `clip_norm`.
 skipped : int

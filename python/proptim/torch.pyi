@@ -1,5 +1,6 @@
 """What `proptim.torch` makes when it is imported. Written by tools/torch_stub.py."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,9 @@ class Door(torch.optim.Optimizer):
     def skipped(self) -> int: ...
     @property
     def grad_norm(self) -> float | None: ...
+    @property
+    def ema(self) -> dict[Any, torch.Tensor]: ...
+    def averaged(self) -> AbstractContextManager[None]: ...
     def load_state_dict(self, state_dict: dict[str, Any], *, cast: bool = False) -> None: ...
     def step(self, closure: Any = None) -> Any: ...
 
@@ -87,6 +91,7 @@ class SGD(Door, torch.optim.SGD):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -119,6 +124,7 @@ class Rprop(Door, torch.optim.Rprop):
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
         variant: Literal["rprop-", "irprop-", "rprop+", "irprop+"] = "irprop-",
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -157,6 +163,7 @@ class RMSprop(Door, torch.optim.RMSprop):
         lr_in_momentum: bool = False,
         bias_correction: bool = False,
         initial_square_avg: float | None = 0.0,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -190,6 +197,7 @@ class Adagrad(Door, torch.optim.Adagrad):
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
         eps_inside_sqrt: bool = False,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -221,6 +229,7 @@ class Adadelta(Door, torch.optim.Adadelta):
         differentiable: bool = False,
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -255,6 +264,7 @@ class Adam(Door, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
         eps_hat: bool = False,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -288,6 +298,7 @@ class AdamW(Door, torch.optim.AdamW):
         fused: bool | None = None,
         clip_value: float | None = None,
         eps_hat: bool = False,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -320,6 +331,7 @@ class NAdam(Door, torch.optim.NAdam):
         capturable: bool = False,
         differentiable: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -347,6 +359,7 @@ class Lion(Door):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -378,6 +391,7 @@ class Adamax(Door, torch.optim.Adamax):
         capturable: bool = False,
         decoupled_weight_decay: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
@@ -409,6 +423,7 @@ class RAdam(Door, torch.optim.RAdam):
         capturable: bool = False,
         differentiable: bool = False,
         clip_value: float | None = None,
+        ema: float | None = None,
         clip_norm: float | None = None,
         grad_scale: float = 1.0,
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
