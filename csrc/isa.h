@@ -25,9 +25,12 @@ typedef void proptim_random(uint32_t *words, size_t n, uint64_t key, uint32_t in
 /* Round n elements of a block at random to numbers of a format with these: see codecs/dither.h. */
 typedef void proptim_dither(void *block, const uint32_t *words, size_t n, int fraction, int bias);
 
-/* Bits of the fraction and bias of the exponent of formats that may round at random; 0 of all others. */
+/* Round n elements, whole blocks of PROPTIM_QUANTA and one at the end, at random to so many levels: see bytes.inc. */
+typedef void proptim_dither_levels(void *block, const uint32_t *words, size_t n, int levels);
+
+/* Of formats that may round at random: bits of the fraction and bias of the exponent, or a number of levels; else 0. */
 struct proptim_narrow {
-    int fraction, bias;
+    int fraction, bias, levels;
 };
 extern const struct proptim_narrow proptim_narrows[PROPTIM_FORMATS];
 
@@ -47,6 +50,7 @@ struct proptim_isa {
     proptim_kernel *stages[PROPTIM_STAGES][PROPTIM_DTYPES];
     proptim_codec *loads[PROPTIM_FORMATS][PROPTIM_DTYPES], *stores[PROPTIM_FORMATS][PROPTIM_DTYPES];
     proptim_dither *dithers[PROPTIM_DTYPES];
+    proptim_dither_levels *dither_levels;
     proptim_random *random;
     proptim_squares *squares[PROPTIM_DTYPES];
     proptim_fused *fused[PROPTIM_RULES]; /* NULL for the instruction set without vectors, scalar */

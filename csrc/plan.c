@@ -90,16 +90,19 @@ static void run_plain(const struct step *step, const proptim_segment *s, size_t 
 }
 
 const struct proptim_narrow proptim_narrows[PROPTIM_FORMATS] = {
-    [PROPTIM_BF16] = { 7, 127 },
-    [PROPTIM_F16] = { 10, 15 },
-    [PROPTIM_FLOAT32] = { 23, 127 },
+    [PROPTIM_BF16] = { .fraction = 7, .bias = 127 },
+    [PROPTIM_F16] = { .fraction = 10, .bias = 15 },
+    [PROPTIM_FLOAT32] = { .fraction = 23, .bias = 127 },
+    [PROPTIM_INT8] = { .levels = 127 },
+    [PROPTIM_SQUARES8] = { .levels = 254 },
 };
 
 /* Whether numbers are rounded at random before they are stored in array j. */
 static int dithers(const struct step *step, const proptim_segment *s, int j)
 {
+    const struct proptim_narrow *narrow = &proptim_narrows[s->arrays[j].format];
     return step->rows[s->row].rounding == PROPTIM_STOCHASTIC && step->marks[j] != 'r' &&
-           proptim_narrows[s->arrays[j].format].fraction;
+           (narrow->fraction | narrow->levels);
 }
 
 /* Whether a segment can be stepped with these stages where its arrays lie, by the kernels of fused.inc. */
@@ -281,7 +284,10 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
                 uint32_t *const words = (uint32_t *)(void *)seen; /* which the rule has read */
                 draw(step, s, table, j, begin, size, words);
                 const struct proptim_narrow narrow = proptim_narrows[to->format];
-                step->isa->dithers[dtype](scratch[j], words, size, narrow.fraction, narrow.bias);
+                if (narrow.levels)
+                    step->isa->dither_levels(scratch[j], words, size, narrow.levels);
+                else
+                    step->isa->dithers[dtype](scratch[j], words, size, narrow.fraction, narrow.bias);
             }
             void *operands[3] = { scratch[j], scratch[j] };
             if (to->format != PROPTIM_PLAIN) {

@@ -1,7 +1,6 @@
-/* codecs/all.h - the C text of every codec, for the type that the includer has defined. */
+/* codecs/all.h - the C text of every codec but those of one byte, for the type that the includer has defined. */
 #include "words.h"
 
-#include "bytes.h"
 #include "dither.h"
 
 #include "bf16.h"
@@ -12,8 +11,5 @@
 #include "f16_master.h"
 #include "float32.h"
 #include "float64.h"
-#include "int8.h"
 #include "split.h"
-#include "squares8.h"
 #include "steps.h"
-#include "steps8.h"

@@ -1,28 +1,15 @@
 /*
  * codecs/squares8.h - numbers that are never negative, such as averages of squares, in one byte: 254 levels, see
- * bytes.h, and 255 for NaN.  A number above zero is never stored as zero, because rules divide by its root.
+ * levels.h, and 255 for NaN.  A number above zero is never stored as zero, because rules divide by its root.
  */
-static inline void FN(squares8_load)(ARGS(squares8), size_t n)
+static inline void FN(squares8_load)(REAL *x, const unsigned char *code, const AVERAGES *k, size_t i)
 {
-    const REAL scale = (REAL)*a->scale, inverse = INVERSE(254);
-    const WORD nan = FN(word)((REAL)INFINITY) | (WORD)1 << (FRACTION - 1);
-    REAL *const x = a->x;
-    const uint8_t *const code = a->code;
-    for (size_t i = 0; i < n; i++) {
-        const SIGNED_WORD level = code[i];
-        x[i] = FN(real)(PICK(level == 255, nan, FN(word)(FN(of_level)(level, inverse, scale))));
-    }
+    const VEC level = LOAD_UINT8(code + i), loaded = FN(of_level)(level, SET1(INVERSE(254)), k->scale);
+    STORE(x + i, SELECT(GT(level, SET1((REAL)254)), SET1((REAL)NAN), loaded));
 }
 
-static inline void FN(squares8_store)(ARGS(squares8), size_t n)
+static inline void FN(squares8_store)(const REAL *x, unsigned char *code, const AVERAGES *k, size_t i)
 {
-    const REAL *const x = a->x;
-    const REAL scale = FN(scale_of)(x, n), factor = (REAL)(254 * 254) / scale;
-    uint8_t *const code = a->code;
-    for (size_t i = 0; i < n; i++) {
-        const SIGNED_WORD level = FN(level_of)(x[i], factor), least = x[i] > 0;
-        const SIGNED_WORD held = level > least ? level : least;
-        code[i] = (uint8_t)PICK(FN(is_finite)(x[i]), (WORD)held, (WORD)255);
-    }
-    *a->scale = (float)scale;
+    const VEC number = LOAD(x + i), level = FN(level_of)(number, k->factor, 254);
+    STORE_BYTE(code + i, SELECT(GT(number, ZERO()), MAX(level, SET1((REAL)1)), level));
 }

@@ -10,65 +10,42 @@
  */
 #define SIZES 85
 
-/* n, and the roots of 2 in float32: 2^-(b / n) for b < n, and 2^((2 b + 1) / 2 n), on the way between two of them. */
-static inline int FN(parts_of_octave)(const float *grid)
-{
-    return 1 + (grid[1] >= 2) + (grid[1] >= 3) + (grid[1] >= 4);
-}
-static const REAL FN(grid_roots)[4][4] = {
-    { (REAL)1.0, 0, 0, 0 },
-    { (REAL)1.0, (REAL)0x1.6a09e6p-1, 0, 0 },
-    { (REAL)1.0, (REAL)0x1.965feap-1, (REAL)0x1.428a3p-1, 0 },
-    { (REAL)1.0, (REAL)0x1.ae89fap-1, (REAL)0x1.6a09e6p-1, (REAL)0x1.306fep-1 },
-};
-static const REAL FN(grid_middles)[4][4] = {
-    { (REAL)0x1.6a09e6p+0, 2, 2, 2 },
-    { (REAL)0x1.306fep+0, (REAL)0x1.ae89fap+0, 2, 2 },
-    { (REAL)0x1.1f59acp+0, (REAL)0x1.6a09e6p+0, (REAL)0x1.c823ep+0, 2 },
-    { (REAL)0x1.172b84p+0, (REAL)0x1.4bfdaep+0, (REAL)0x1.8ace54p+0, (REAL)0x1.d5818ep+0 },
-};
+/*
+ * Of a grid: -n, 1 / n and the inverse of the largest step size; then three tables of 8.  `sizes` has the n largest
+ * sizes. The others are chosen by the eighth of [1, 2) in which m is: each has at most one of the numbers 2^((2 b + 1)
+ * / 2 n) with b < n, on the way between two sizes, which is its entry of `middles`; `places` is 127 n less the number
+ * of those in the eighths before.
+ */
+typedef struct {
+    VEC minus_n, nth, inverse;
+    const REAL *sizes, *middles, *places;
+} CAT(steps, CAT(FORM, CAT(numbers, TYPE)));
 
-static inline void FN(steps8_load)(ARGS(steps8), size_t count)
+static inline void FN(steps8_load)(REAL *word, const unsigned char *code, const STEPS *k, size_t i)
 {
-    const int n = FN(parts_of_octave)(a->grid);
-    const REAL *const roots = FN(grid_roots)[n - 1];
-    const REAL largest = (REAL)a->grid[0], r0 = roots[0], r1 = roots[1], r2 = roots[2], r3 = roots[3];
-    const WORD minus = (WORD)1 << (WORD_BITS - 1), one = FN(word)((REAL)1), forget = FN(word)((REAL)0x1p90);
-    const SIGNED_WORD share = 256 / n + (n == 3); /* k share / 256 is k / n without a remainder, for k of 0 to 85 */
-    REAL *const word = a->word;
-    const uint8_t *const code = a->code;
-    for (size_t i = 0; i < count; i++) {
-        const SIGNED_WORD c = code[i], none = c >= 2 * SIZES, signs = (c >= SIZES) + none;
-        const SIGNED_WORD k = c - signs * SIZES, halvings = k * share >> 8, b = k - halvings * n;
-        WORD root = PICK(b == 1, FN(word)(r1), FN(word)(r0));
-        root = PICK(b == 2, FN(word)(r2), root);
-        root = PICK(b == 3, FN(word)(r3), root);
-        const REAL size = largest * FN(real)(root) * FN(real)(one - ((WORD)halvings << FRACTION));
-        const REAL kept = size * FN(real)(PICK(none, forget, one));
-        word[i] = FN(real)(FN(word)(kept) ^ (minus & -(WORD)(signs == 1)));
-    }
+    const VEC c = LOAD_UINT8(code + i);
+    const MASK not_plus = GT(c, SET1((REAL)(SIZES - 1))), none = GT(c, SET1((REAL)(2 * SIZES - 1)));
+    /* 8 + place: what is left of it after whole octaves is 8 to 12, whose fraction begins with three bits of b. */
+    const VEC first = SELECT(not_plus, SET1((REAL)(SIZES - 8)), SET1((REAL)-8));
+    const VEC place = SUB(c, SELECT(none, SET1((REAL)(2 * SIZES - 8)), first));
+    /* place = n halvings + b with b < n; half a place more, so that the rounding of 1 / n makes no difference */
+    const VEC halvings = FLOOR(MUL(SUB(place, SET1((REAL)7.5)), k->nth));
+    const VEC size = SHRINK(LOOKUP(k->sizes, EXACT(halvings, k->minus_n, place)), halvings);
+    const VEC sign = SELECT(none, SET1((REAL)0x1p90), SELECT(not_plus, SET1((REAL)-1), SET1((REAL)1)));
+    STORE(word + i, MUL(size, sign));
 }
 
-static inline void FN(steps8_store)(ARGS(steps8), size_t count)
+static inline void FN(steps8_store)(const REAL *word, unsigned char *code, const STEPS *k, size_t i)
 {
-    const int n = FN(parts_of_octave)(a->grid);
-    const REAL *const middles = FN(grid_middles)[n - 1];
-    const REAL inverse = (REAL)1 / (REAL)a->grid[0], m0 = middles[0], m1 = middles[1], m2 = middles[2], m3 = middles[3];
-    const WORD minus = (WORD)1 << (WORD_BITS - 1), one = FN(word)((REAL)1), part = ((WORD)1 << FRACTION) - 1;
-    const REAL *const word = a->word;
-    uint8_t *const code = a->code;
-    for (size_t i = 0; i < count; i++) {
-        const WORD w = FN(word)(word[i]), size = w & ~minus;
-        const int known = LESS(size, FN(word)((REAL)0x1p38));
-        const REAL unforget = FN(real)(PICK(known, one, FN(word)((REAL)0x1p-90)));
-        const WORD ratio = FN(word)(FN(real)(size) * unforget * inverse) & ~minus;
-        /* ratio = 2^exponent m with 1 <= m < 2 */
-        const SIGNED_WORD exponent = (SIGNED_WORD)(ratio >> FRACTION) - BIAS;
-        const REAL m = FN(real)((ratio & part) | one);
-        const SIGNED_WORD up = exponent * n + (m > m0) + (m > m1) + (m > m2) + (m > m3);
-        const SIGNED_WORD positive = up < 0 ? -up : 0, k = positive < SIZES - 1 ? positive : SIZES - 1;
-        const SIGNED_WORD signs = known ? (SIGNED_WORD)(w >> (WORD_BITS - 1)) : 2;
-        code[i] = (uint8_t)(k + signs * SIZES);
-    }
+    const VEC one = SET1((REAL)1), w = LOAD(word + i), size = ABS(w);
+    const MASK known = LT(size, SET1((REAL)0x1p38));
+    const VEC ratio = MUL(MUL(size, SELECT(known, one, SET1((REAL)0x1p-90))), k->inverse);
+    /* ratio = 2^(exponent - 127) m with 1 <= m < 2; its place is (127 - exponent) n less the number of middles below m
+     */
+    const VEC most = EXACT(EXPONENT(ratio), k->minus_n, LOOKUP(k->places, ratio));
+    const MASK passes = GT(SIGNIFICAND(ratio), LOOKUP(k->middles, ratio));
+    const VEC place = SELECT(passes, SUB(most, one), most);
+    const VEC held = MIN(MAX(place, ZERO()), SET1((REAL)(SIZES - 1)));
+    const VEC sign = SELECT(DIFFER(w, ZERO()), SET1((REAL)SIZES), ZERO());
+    STORE_BYTE(code + i, ADD(held, SELECT(known, sign, SET1((REAL)(2 * SIZES)))));
 }
-#undef SIZES

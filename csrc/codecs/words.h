@@ -1,5 +1,5 @@
 /*
- * codecs/words.h - what the texts of codecs share: REAL numbers as integers of the same bits, and 16-bit formats.
+ * codecs/words.h - what the texts of codecs share, on REAL numbers as integers of the same bits: 16-bit formats.
  *
  * Texts of codecs are plain C on one element.  With -O3 gcc and clang vectorize the loops over them, which they can
  * because the texts have no branches: PICK selects one of two words by a mask, and LESS compares words that are below
@@ -8,20 +8,6 @@
 #define WORD_BITS       (8 * (int)sizeof(WORD))
 #define PICK(yes, x, y) ((y) ^ (((x) ^ (y)) & -(WORD)(yes)))
 #define LESS(x, y)      ((SIGNED_WORD)(x) < (SIGNED_WORD)(y))
-
-static inline WORD FN(word)(REAL x)
-{
-    WORD w;
-    memcpy(&w, &x, sizeof w);
-    return w;
-}
-
-static inline REAL FN(real)(WORD w)
-{
-    REAL x;
-    memcpy(&x, &w, sizeof x);
-    return x;
-}
 
 /* Bits of the fraction and bias of the exponent: of REAL, and of 16-bit formats as the arguments `fraction, bias`. */
 #define FRACTION (REAL_MANT_DIG - 1)

@@ -51,8 +51,9 @@ typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_
 
 /*
  * How an array lies in memory.  A rule computes in its dtype whatever its arrays hold: they are converted when they are
- * read, and rounded once when they are written: to nearest even, or in the formats PROPTIM_BF16, _F16 and _FLOAT32, if
- * the row says so, at random to one of both neighbours, so that the expected value is the number itself.
+ * read, and rounded once when they are written: to nearest even, or in the formats PROPTIM_BF16, _F16, _FLOAT32, _INT8
+ * and _SQUARES8, if the row says so, at random to one of both neighbours, so that the expected value is the number
+ * itself.
  *
  * A model that uses weights of 16 bits has them in planes[0].  If planes[1] holds the rest of a float32, steps have the
  * precision of float32.  For a new array of weights, set low halves to 0, and a master to the same numbers.
@@ -80,7 +81,7 @@ typedef enum proptim_dtype { PROPTIM_F32, PROPTIM_F64, PROPTIM_DTYPES } proptim_
  *                         where the rule computes in float32: averages in int8_t, and numbers that are never negative
  *                         in uint8_t.  planes[0] has the elements in C order, as one dense run; planes[1] has a float
  *                         for each PROPTIM_QUANTA of them, and for the fewer at the end: the largest size among them,
- *                         of which codecs/bytes.h has the rest.  Zeros everywhere are zeros.  Not in tables.
+ *                         of which codecs/levels.h has the rest.  Zeros everywhere are zeros.  Not in tables.
  *   PROPTIM_STEPS8        where the rule computes in float32: Rprop's state in uint8_t.  planes[1] has two floats, the
  *                         largest step size and n: etas are powers of the n-th root of 2, and n is 1 to 4; see
  *                         codecs/steps8.h.  proptim_rprop_steps8() is the code of a first step size.

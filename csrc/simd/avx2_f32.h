@@ -42,6 +42,39 @@ static inline void store_split(void *p, void *q, __m256 x)
     store_halves(q, _mm256_and_si256(word, _mm256_set1_epi32(0xffff)));
 }
 
+static inline __m128i load_8_bytes(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+
+static inline void store_byte(void *p, __m256 x)
+{
+    const __m256i word = _mm256_cvtps_epi32(x);
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
+    const __m128i byte = _mm_and_si128(half, _mm_set1_epi16(0xff));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(byte, byte));
+}
+
+/* The smallest keeps the estimate of 1 / sqrt(0) finite. */
+static inline __m256 near_root(__m256 x)
+{
+    return _mm256_mul_ps(x, _mm256_rsqrt_ps(_mm256_add_ps(x, _mm256_set1_ps(0x1p-40f))));
+}
+
+static inline __m256 fraction_of(__m256 x)
+{
+    const __m256i fraction = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x007fffff));
+    return _mm256_castsi256_ps(_mm256_or_si256(fraction, _mm256_set1_epi32(0x3f800000)));
+}
+
+static inline __m256 shrink(__m256 x, __m256 y)
+{
+    const __m256i exponent = _mm256_sub_epi32(_mm256_set1_epi32(127), _mm256_cvtps_epi32(y));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+static inline __m256 lookup(const float *table, __m256 x)
+{
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), _mm256_srli_epi32(_mm256_castps_si256(x), 20));
+}
+
 #define VEC             __m256
 #define WIDTH           8
 #define LOAD(p)         _mm256_loadu_ps(p)
@@ -70,3 +103,15 @@ static inline void store_split(void *p, void *q, __m256 x)
 #define STORE_BF16(p, x)     store_bf16(p, x)
 #define LOAD_SPLIT(p, q)     load_split(p, q)
 #define STORE_SPLIT(p, q, x) store_split(p, q, x)
+
+#define LOAD_INT8(p)     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8_bytes(p)))
+#define LOAD_UINT8(p)    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8_bytes(p)))
+#define STORE_BYTE(p, x) store_byte(p, x)
+#define EXACT(x, y, z)   ADD(MUL(x, y), z)
+#define MIN_SIZE(x, y)   MIN(ABS(x), y)
+#define NEAR_ROOT(x)     near_root(x)
+#define FLOOR(x)         _mm256_floor_ps(x)
+#define EXPONENT(x)      _mm256_cvtepi32_ps(_mm256_srli_epi32(_mm256_castps_si256(x), 23))
+#define SIGNIFICAND(x)   fraction_of(x)
+#define SHRINK(x, y)     shrink(x, y)
+#define LOOKUP(table, x) lookup(table, x)

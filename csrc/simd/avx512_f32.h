@@ -67,6 +67,24 @@ static inline void store_split(void *p, void *q, __m512 x)
     _mm256_storeu_si256((__m256i *)q, _mm512_cvtepi32_epi16(word));
 }
 
+static inline void store_byte(void *p, __m512 x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
+static inline __m512 fraction_of(__m512 x)
+{
+    const __m512i fraction = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x007fffff));
+    return _mm512_castsi512_ps(_mm512_or_si512(fraction, _mm512_set1_epi32(0x3f800000)));
+}
+
+/* All but the lowest 3 bits of a place among 16 make no difference: the table is there twice. */
+static inline __m512 lookup(const float *table, __m512 x)
+{
+    const __m512i place = _mm512_srli_epi32(_mm512_castps_si512(x), 20);
+    return _mm512_permutexvar_ps(place, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
+}
+
 #define VEC             __m512
 #define WIDTH           16
 #define LOAD(p)         _mm512_loadu_ps(p)
@@ -95,3 +113,15 @@ static inline void store_split(void *p, void *q, __m512 x)
 #define STORE_BF16(p, x)     store_bf16(p, x)
 #define LOAD_SPLIT(p, q)     load_split(p, q)
 #define STORE_SPLIT(p, q, x) store_split(p, q, x)
+
+#define LOAD_INT8(p)     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define LOAD_UINT8(p)    _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define STORE_BYTE(p, x) store_byte(p, x)
+#define EXACT(x, y, z)   _mm512_fmadd_ps(x, y, z)
+#define MIN_SIZE(x, y)   _mm512_range_ps(x, y, 10) /* the smaller size, as a positive number; of a NaN and y it is y */
+#define NEAR_ROOT(x)     _mm512_mul_ps(x, _mm512_rsqrt14_ps(x))
+#define FLOOR(x)         _mm512_roundscale_ps(x, (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))
+#define EXPONENT(x)      _mm512_cvtepi32_ps(_mm512_srli_epi32(_mm512_castps_si512(x), 23))
+#define SIGNIFICAND(x)   fraction_of(x)
+#define SHRINK(x, y)     _mm512_scalef_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), y))
+#define LOOKUP(table, x) lookup(table, x)

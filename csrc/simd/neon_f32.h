@@ -29,6 +29,51 @@ static inline void store_split(void *p, void *q, float32x4_t x)
     vst1_u16((uint16_t *)q, vmovn_u32(word));
 }
 
+static inline uint32x2_t load_4_bytes(const void *p)
+{
+    uint32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return vdup_n_u32(bytes);
+}
+
+static inline float32x4_t load_int8(const void *p)
+{
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(load_4_bytes(p))))));
+}
+
+static inline float32x4_t load_uint8(const void *p)
+{
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(load_4_bytes(p))))));
+}
+
+static inline void store_byte(void *p, float32x4_t x)
+{
+    const uint16x4_t half = vmovn_u32(vreinterpretq_u32_s32(vcvtq_s32_f32(x)));
+    const uint32_t bytes = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(half, half))), 0);
+    memcpy(p, &bytes, sizeof bytes);
+}
+
+static inline float32x4_t fraction_of(float32x4_t x)
+{
+    const uint32x4_t fraction = vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x007fffff));
+    return vreinterpretq_f32_u32(vorrq_u32(fraction, vdupq_n_u32(0x3f800000)));
+}
+
+static inline float32x4_t shrink(float32x4_t x, float32x4_t y)
+{
+    const int32x4_t exponent = vsubq_s32(vdupq_n_s32(127), vcvtq_s32_f32(y));
+    return vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+}
+
+static inline float32x4_t lookup(const float *table, float32x4_t x)
+{
+    uint32_t place[4];
+    float entries[4];
+    vst1q_u32(place, vandq_u32(vshrq_n_u32(vreinterpretq_u32_f32(x), 20), vdupq_n_u32(7)));
+    for (int i = 0; i < 4; i++) entries[i] = table[place[i]];
+    return vld1q_f32(entries);
+}
+
 #define VEC             float32x4_t
 #define WIDTH           4
 #define LOAD(p)         vld1q_f32(p)
@@ -58,3 +103,15 @@ static inline void store_split(void *p, void *q, float32x4_t x)
 #define STORE_BF16(p, x)     store_bf16(p, x)
 #define LOAD_SPLIT(p, q)     load_split(p, q)
 #define STORE_SPLIT(p, q, x) store_split(p, q, x)
+
+#define LOAD_INT8(p)     load_int8(p)
+#define LOAD_UINT8(p)    load_uint8(p)
+#define STORE_BYTE(p, x) store_byte(p, x)
+#define EXACT(x, y, z)   ADD(MUL(x, y), z)
+#define MIN_SIZE(x, y)   MIN(ABS(x), y)
+#define NEAR_ROOT(x)     vsqrtq_f32(x)
+#define FLOOR(x)         vrndmq_f32(x)
+#define EXPONENT(x)      vcvtq_f32_u32(vshrq_n_u32(BITS(x), 23))
+#define SIGNIFICAND(x)   fraction_of(x)
+#define SHRINK(x, y)     shrink(x, y)
+#define LOOKUP(table, x) lookup(table, x)

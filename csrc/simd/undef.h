@@ -28,3 +28,14 @@
 #undef STORE_BF16
 #undef LOAD_SPLIT
 #undef STORE_SPLIT
+#undef LOAD_INT8
+#undef LOAD_UINT8
+#undef STORE_BYTE
+#undef NEAR_ROOT
+#undef FLOOR
+#undef EXPONENT
+#undef SIGNIFICAND
+#undef SHRINK
+#undef LOOKUP
+#undef EXACT
+#undef MIN_SIZE

@@ -471,7 +471,7 @@ static void check_fused(const proptim_isa *isa)
 
 /* Time ------------------------------------------------------------------------------------------------------------- */
 
-enum { WAYS = 6 };
+enum { WAYS = 7 };
 
 static const struct way {
     const char *name;
@@ -484,6 +484,7 @@ static const struct way {
     { "all bfloat16", { PROPTIM_BF16, PROPTIM_BF16, PROPTIM_BF16 }, 10 },
     { "binary16 and master, binary16 gradient", { PROPTIM_F16_MASTER, PROPTIM_F16, PROPTIM_PLAIN }, 22 },
     { "all binary16", { PROPTIM_F16, PROPTIM_F16, PROPTIM_F16 }, 10 },
+    { "float32, state in one byte", { PROPTIM_PLAIN, PROPTIM_PLAIN, PROPTIM_SQUARES8 }, 14 },
 };
 
 static double now(void)
@@ -593,6 +594,75 @@ static void check_blocks(const proptim_isa *isa, int format)
           isa->name, formats[format]);
 }
 
+/* Numbers half of the way between the squares of two levels, and next to it: a scale of levels^2 leaves them as they
+ * are. */
+static void check_middles(const proptim_isa *isa, int format)
+{
+    const int levels = format == PROPTIM_INT8 ? 127 : 254;
+    float x[PROPTIM_QUANTA], scale[1];
+    unsigned char code[PROPTIM_QUANTA];
+    void *const stored[] = { x, code, scale };
+    for (int below = 0; below < levels; below++) {
+        const float middle = (float)below * (float)(below + 1) + 0.5f;
+        x[0] = (float)(levels * levels);
+        for (int i = 1; i < PROPTIM_QUANTA; i++)
+            x[i] = i % 3 == 0 ? middle : nextafterf(middle, i % 3 == 1 ? 0 : INFINITY);
+        isa->stores[format][PROPTIM_F32](stored, PROPTIM_QUANTA);
+        for (int i = 1; i < PROPTIM_QUANTA; i++) {
+            const int expected = below + (i % 3 == 2 || (format == PROPTIM_SQUARES8 && below == 0));
+            CHECK(code[i] == expected, "%s %s: %a is stored as %d, expected %d", isa->name, formats[format], x[i],
+                  code[i], expected);
+        }
+    }
+}
+
+/*
+ * The same rounded at random: upwards exactly if the upper 24 bits of the word, as a fraction, are below the distance
+ * from the level below; squares above zero never to zero.  What is rounded is stored exactly.
+ */
+static void check_dither_levels(const proptim_isa *isa, int format)
+{
+    static const uint32_t some[] = { 0, 0xff, 0x100, 0x7fffffff, 0x80000000, 0xffffffff };
+    const int levels = format == PROPTIM_INT8 ? 127 : 254;
+    const float inverse = (float)(1.0 / (levels * levels));
+    float x[BYTES], before[BYTES], back[BYTES], scale[SCALES];
+    unsigned char code[BYTES];
+    uint32_t words[BYTES];
+    uint64_t random = 6;
+    for (size_t i = 0; i < BYTES; i++) {
+        const double size = ldexp(uniform(&random), -(int)below(&random, 30)), sign = uniform(&random) - 0.5;
+        x[i] = (float)(format == PROPTIM_INT8 && sign < 0 ? -size : size);
+        if (i / PROPTIM_QUANTA == 1) x[i] *= 0x1p-120f;
+        if (i / PROPTIM_QUANTA == 2 || i % 50 == 0) x[i] = 0;
+        if (i % 64 == 1) x[i] = i % 128 == 1 ? NAN : format == PROPTIM_INT8 ? -INFINITY : INFINITY;
+        words[i] = i % 2 ? some[below(&random, sizeof some / sizeof *some)] : (uint32_t)(uniform(&random) * 0x1p32);
+    }
+    memcpy(before, x, sizeof x);
+    void *const stored[] = { x, code, scale }, *const loaded[] = { back, code, scale };
+    isa->stores[format][PROPTIM_F32](stored, BYTES); /* for the scales */
+    isa->dither_levels(x, words, BYTES, levels);
+    for (size_t i = 0; i < BYTES; i++) {
+        const float size = fabsf(before[i]), most = scale[i / PROPTIM_QUANTA];
+        if (!isfinite(size)) {
+            CHECK(bits_of(x[i]) == bits_of(before[i]), "%s: %g became %g", isa->name, before[i], x[i]);
+            continue;
+        }
+        float low = 0, high = 0;
+        int level = 0;
+        for (; level <= levels && (high = (float)(level * level) * inverse * most) <= size; level++) low = high;
+        const float part = (float)(words[i] >> 8) * 0x1p-24f;
+        const int up = size - low > part * (high - low) || (levels == 254 && level == 1 && size > 0);
+        const float expected = copysignf(up ? high : low, before[i]);
+        CHECK(bits_of(x[i]) == bits_of(expected), "%s %s: %a of %a became %a by %x, expected %a", isa->name,
+              formats[format], before[i], most, x[i], (unsigned)words[i], expected);
+    }
+    isa->stores[format][PROPTIM_F32](stored, BYTES);
+    isa->loads[format][PROPTIM_F32](loaded, BYTES);
+    for (size_t i = 0; i < BYTES; i++)
+        CHECK(isfinite(x[i]) ? back[i] == x[i] : isnan(back[i]), "%s %s: %a is stored as %a", isa->name,
+              formats[format], x[i], back[i]);
+}
+
 /* Every size of every grid, with every sign: stored again, and after a multiplication with a power of the root. */
 static void check_grids(const proptim_isa *isa)
 {
@@ -650,6 +720,10 @@ int main(int argc, char **argv)
         check_fused(isas[i]);
         check_blocks(isas[i], PROPTIM_INT8);
         check_blocks(isas[i], PROPTIM_SQUARES8);
+        check_middles(isas[i], PROPTIM_INT8);
+        check_middles(isas[i], PROPTIM_SQUARES8);
+        check_dither_levels(isas[i], PROPTIM_INT8);
+        check_dither_levels(isas[i], PROPTIM_SQUARES8);
         check_grids(isas[i]);
         for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
             check_sizes_and_signs(isas[i], dtype);

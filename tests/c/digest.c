@@ -70,7 +70,7 @@ static uint64_t digest_squares(const proptim_isa *isa, int dtype)
     return hash;
 }
 
-/* Load elements of any bits, and store any numbers. */
+/* Load elements of any bits, with scales and grids as they are stored, and store any numbers. */
 static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
 {
     uint64_t random = seed_of(formats[format]), hash = FNV_START;
@@ -91,6 +91,10 @@ static uint64_t digest_codec(const proptim_isa *isa, int format, int dtype)
                                                 : &bits;
                 memcpy((char *)planes[p] + i * bytes, from, bytes);
             }
+        for (size_t i = 0; format >= PROPTIM_INT8 && i < N; i++) {
+            const float size = (float)(0.5 + i), grid = (float)(1 + run % 4);
+            ((float *)(void *)planes[1])[i] = format == PROPTIM_STEPS8 && i == 1 ? grid : size;
+        }
         isa->loads[format][dtype](operands, N);
         for (size_t i = 0; i < N; i++) hash = fnv(hash, bits_at(dtype, block, i), (int)itemsize_of(dtype));
         fill(dtype, block, N, PROPTIM_PARAMS, WILD, &random);

@@ -183,14 +183,19 @@ static void dither(const proptim_row *row, const proptim_segment *s, int j, void
 {
     const struct proptim_narrow narrow = proptim_narrows[s->arrays[j].format];
     const uint64_t numbers[] = { row->seed, s->parameter, (uint64_t)j, row->step };
-    if (row->rounding != PROPTIM_STOCHASTIC || !narrow.fraction || j == PROPTIM_GRADS) return;
+    if (row->rounding != PROPTIM_STOCHASTIC || !(narrow.fraction | narrow.levels) || j == PROPTIM_GRADS) return;
+    uint32_t *const words = malloc((n + 1) * sizeof *words);
+    CHECK(words, "out of memory");
     for (size_t i = 0; i < n; i++, index++) {
         uint64_t key = 0;
         for (int k = 0; k < 4; k++) key = random_key(key, numbers[k]);
-        const uint32_t word = random_word(random_key(key, index >> 32), (uint32_t)index * RANDOM_STRIDE);
-        proptim_isa_scalar.dithers[s->dtype]((char *)values + i * itemsize_of(s->dtype), &word, 1, narrow.fraction,
-                                             narrow.bias);
+        words[i] = random_word(random_key(key, index >> 32), (uint32_t)index * RANDOM_STRIDE);
     }
+    if (narrow.levels)
+        proptim_isa_scalar.dither_levels(values, words, n, narrow.levels);
+    else
+        proptim_isa_scalar.dithers[s->dtype](values, words, n, narrow.fraction, narrow.bias);
+    free(words);
 }
 
 /* Indices around which the upper half of the index changes, or any. */

@@ -53,6 +53,57 @@ static inline __m256i _mm512_cvtepi32_epi16(__m512i a)
 }
 #endif
 
+#ifndef _MM_FROUND_NO_EXC
+#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
+#endif
+
+#ifndef _mm512_cvtepi8_epi32
+static inline __m512i _mm512_cvtepi8_epi32(__m128i a)
+{
+    int8_t x[16];
+    int32_t y[16];
+    _mm_storeu_si128((__m128i *)x, a);
+    for (int i = 0; i < 16; i++) y[i] = x[i];
+    return _mm512_loadu_si512(y);
+}
+
+static inline __m512i _mm512_cvtepu8_epi32(__m128i a)
+{
+    uint8_t x[16];
+    uint32_t y[16];
+    _mm_storeu_si128((__m128i *)x, a);
+    for (int i = 0; i < 16; i++) y[i] = x[i];
+    return _mm512_loadu_si512(y);
+}
+
+static inline __m128i _mm512_cvtepi32_epi8(__m512i a)
+{
+    uint32_t x[16];
+    uint8_t y[16];
+    _mm512_storeu_si512(x, a);
+    for (int i = 0; i < 16; i++) y[i] = (uint8_t)x[i];
+    return _mm_loadu_si128((const __m128i *)y);
+}
+
+static inline __m512 _mm512_cvtepi32_ps(__m512i a)
+{
+    int32_t x[16];
+    float y[16];
+    _mm512_storeu_si512(x, a);
+    for (int i = 0; i < 16; i++) y[i] = (float)x[i];
+    return _mm512_loadu_ps(y);
+}
+
+static inline __m512i _mm512_cvtps_epi32(__m512 a)
+{
+    float x[16];
+    int32_t y[16];
+    _mm512_storeu_ps(x, a);
+    for (int i = 0; i < 16; i++) y[i] = (int32_t)lrintf(x[i]);
+    return _mm512_loadu_si512(y);
+}
+#endif
+
 /*
  * x * y + z, rounded once; SIMDe rounds twice, and so does fmaf() of some C libraries.  The product is exact in double.
  * What the sum loses there goes into its last bit, so that rounding to float sees it (Boldo & Melquiond 2008).
@@ -100,3 +151,28 @@ static inline __m512 _mm512_maskz_rsqrt14_ps(__mmask16 mask, __m512 a)
     }
     return _mm512_loadu_ps(x);
 }
+
+#ifndef _mm512_rsqrt14_ps
+#define _mm512_rsqrt14_ps(a) _mm512_maskz_rsqrt14_ps(0xffff, a)
+#endif
+
+#ifndef _mm512_permutexvar_ps
+static inline __m512 _mm512_permutexvar_ps(__m512i place, __m512 a)
+{
+    uint32_t of[16];
+    float x[16], y[16];
+    _mm512_storeu_si512(of, place);
+    _mm512_storeu_ps(x, a);
+    for (int i = 0; i < 16; i++) y[i] = x[of[i] & 15];
+    return _mm512_loadu_ps(y);
+}
+#endif
+#ifndef _mm512_broadcast_f32x8
+static inline __m512 _mm512_broadcast_f32x8(__m256 a)
+{
+    float x[16];
+    _mm256_storeu_ps(x, a);
+    _mm256_storeu_ps(x + 8, a);
+    return _mm512_loadu_ps(x);
+}
+#endif

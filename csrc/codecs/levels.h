@@ -1,0 +1,33 @@
+/*
+ * codecs/levels.h - what the codecs of averages in one byte share.  The elements of a block, PROPTIM_QUANTA or the
+ * fewer at the end, have one scale: the largest size among them.
+ *
+ *   store   scale <- max |x|;  level <- sqrt(|x| / scale) levels, rounded to the nearer of both squares
+ *   load    |x|   <- scale level^2 / levels^2
+ *
+ * Small numbers need many levels: beside gradients of one, averages of gradients of a hundredth still move.  The scale
+ * is exact, and so is the largest number of a block; what was loaded is stored as the same bytes again.
+ */
+
+/* 1 / (levels * levels), as a REAL: its product with the square of `levels` is exactly 1 for 127 and for 254. */
+#define INVERSE(levels) ((REAL)(1.0 / ((levels) * (levels))))
+
+/* Of a block: the scale, and levels^2 / scale. */
+typedef struct {
+    VEC scale, factor;
+} CAT(averages, CAT(FORM, CAT(numbers, TYPE)));
+
+static inline VEC FN(of_level)(VEC level, VEC inverse, VEC scale)
+{
+    return MUL(MUL(MUL(level, ABS(level)), inverse), scale);
+}
+
+/* The level of |x|, of which `factor` is levels^2 / scale; levels + 1 where x is not finite. */
+static inline VEC FN(level_of)(VEC x, VEC factor, REAL levels)
+{
+    const VEC square = MIN_SIZE(MUL(x, factor), SET1((levels + 1) * (levels + 1)));
+    /* The root is off by less than 1/4, so that the level is `below` or one more. */
+    const VEC below = FLOOR(NEAR_ROOT(square)), above = ADD(below, SET1((REAL)1));
+    /* Half of the way from one square to the next: below^2 + below + 1/2. */
+    return SELECT(GT(square, EXACT(below, above, SET1((REAL)0.5))), above, below);
+}
