@@ -126,6 +126,26 @@ def test_same_bits_everywhere(backend, name, i, threads, layout):
     assert bits(opt, w) == bits(twin, weights)
 
 
+@pytest.mark.parametrize("layout", ["C", "F"])
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_same_bits_at_random(backend, name, i, layout):
+    """So too with stochastic rounding, and of a run that is saved in between."""
+    weights = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
+    w = np.array(weights, order=layout)
+    options = {"rounding": "stochastic", "seed": 5}
+    twin = made(name, i, [weights], backend="numpy", **options)
+    opt = made(name, i, [w], backend=backend, threads=3, **options)
+    step(twin, np.random.default_rng(2), 4)
+    step(opt, np.random.default_rng(2), 2)
+    resumed = made(name, i, [w], backend=backend, rounding="stochastic")
+    resumed.load_state_dict(opt.state_dict())
+    rng = np.random.default_rng(2)
+    step(made(name, i), rng, 2)  # takes what the first two steps took
+    step(resumed, rng, 2)
+    if not opt.needs_loss(opt.param_groups[0]):  # whose losses begin again
+        assert bits(resumed, w) == bits(twin, weights)
+
+
 @pytest.mark.parametrize(("name", "i"), CASES)
 def test_state_survives(name, i, tmp_path):
     """A file, pickle, a copy and step_param: the same bits, and a run goes on with the same bits."""
@@ -267,10 +287,56 @@ def test_refusals():
     for dtype in (np.float64, np.complex64, np.complex128):
         with pytest.raises(ValueError, match=rf"'int8' for params\[0\], which is {np.dtype(dtype).name} .*'bfloat16'"):
             proptim.Adam([np.zeros(3, dtype)], state_dtype="int8")
-    with pytest.raises(ValueError, match="'stochastic' with state_dtype='int8' for 'exp_avg'"):
-        proptim.Adam([w], state_dtype="int8", rounding="stochastic")
-    with pytest.raises(ValueError, match="'int8' without an optimizer"):
-        proptim.functional.adam.init(w, state_dtype="int8")
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_functions_take_codes_and_scales(backend, name, i):
+    """A function that steps what `init` made leaves the bits of an optimizer, also where rounding is random."""
+    w, twin = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    opt = made(name, i, [twin], backend=backend, rounding="stochastic", seed=3)
+    if opt.needs_loss(opt.param_groups[0]):
+        return
+    hyper = {key: opt.param_groups[0][key] for key in options_of(name, i)}
+    function, more = getattr(proptim.functional, name), {"rounding": "stochastic", "seed": 3, "backend": backend}
+    state_dtype = {"momentum_buffer": "int8"} if hyper.get("centered") else "int8"
+    state, rng = function.init(w, state_dtype=state_dtype, **hyper), np.random.default_rng(11)
+    for k in range(3):
+        grad = rng.standard_normal(SHAPE).astype(np.float32)
+        opt.step([grad])
+        function(w, grad, **state, step=k + 1, **hyper, **more)
+    kept = opt.state_dict()["state"][0]
+    assert np.array_equal(w, twin)
+    assert state.keys() == {n for n, a in kept.items() if isinstance(a, np.ndarray)}
+    assert all(np.array_equal(a, kept[n]) for n, a in state.items())
+
+
+def test_functions_refuse_what_init_does_not_make():
+    """In words, before anything is written."""
+    adam, w = proptim.functional.adam, np.ones((SMALLEST_IN_BLOCKS, 2), np.float32)
+    grad, state = np.ones_like(w), adam.init(w, state_dtype="int8")
+    code, scale = state["exp_avg"], state["exp_avg_scale"]
+    readonly = scale.copy()
+    readonly.flags.writeable = False
+    for change, kind, words in (
+        ({"exp_avg_scale": None}, TypeError, "exp_avg has one byte and no exp_avg_scale; expected both"),
+        ({"exp_avg": code.view(np.uint8)}, ValueError, "'exp_avg' in the call is uint8 .* expected int8"),
+        ({"exp_avg": code[:9]}, ValueError, r"'exp_avg' in the call is int8 of shape \(9, 2\)"),
+        ({"exp_avg_scale": scale[:3]}, ValueError, "the call has no array 'exp_avg_scale' of 32 numbers in float32"),
+        ({"exp_avg_scale": readonly}, ValueError, "exp_avg_scale is read-only"),
+        ({"exp_avg": np.asfortranarray(code)}, ValueError, "exp_avg is not in C order; expected an array as init"),
+        ({"exp_avg": code, "exp_avg_scale": state["exp_avg_sq_scale"]}, ValueError, "exp_avg.* share memory"),
+    ):
+        with pytest.raises(kind, match=words):
+            adam(w, grad, **{**state, **change}, step=1)
+    with pytest.raises(ValueError, match="grad is a gradient of rows, and exp_avg is in int8"):
+        adam(w, proptim.Rows([1], np.ones((1, 2), np.float32)), **state, step=1)
+    with pytest.raises(ValueError, match="'int8' for param, which is float64"):
+        adam(w.astype(float), grad, **state, step=1)
+    with pytest.raises(TypeError, match="adam has no exp_avg; expected an array like param"):
+        adam(w, grad, **{**state, "exp_avg": None}, step=1)
+    with pytest.raises(TypeError, match="momentum_buffer_scale is given and no momentum_buffer; expected both"):
+        proptim.functional.sgd(w, grad, momentum_buffer_scale=scale)
+    assert (w == 1).all()
 
 
 @pytest.mark.parametrize("backend", ["c", "numpy"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import proptim
 from proptim import functional
+from proptim._storage import SCALE
 
 STUB = Path(__file__).parents[1] / "python/proptim/functional.pyi"
 HEAD = '''"""What `proptim.functional` makes when it is imported. Written by tools/functional_stub.py."""
@@ -68,6 +69,8 @@ def kind(name: str, default: Any) -> str:
     """The annotation of a keyword argument."""
     if name in NAMED:
         return NAMED[name]
+    if name.endswith(SCALE):
+        return "Any"
     if default is None:
         return "float | None"
     if isinstance(default, tuple):

@@ -272,7 +272,7 @@ cdef int format_of_pair(object pair, int first, int second, int dtype) except -1
 
 
 cdef bint rounds(proptim_segment *s) noexcept:
-    """Whether a step of a segment may round at random."""
+    """Whether a step of a segment may round at random, and in another order than C order."""
     cdef int j
     for j in range(PROPTIM_MAX_ARRAYS):
         if j != PROPTIM_GRADS and s.arrays[j].format in (PROPTIM_BF16, PROPTIM_F16, PROPTIM_FLOAT32):

@@ -209,7 +209,7 @@ class Published(NamedTuple):
 
 # One byte -------------------------------------------------------------------------------------------------------------
 #
-# The twins of `csrc/codecs/bytes.h`, `int8.h`, `squares8.h` and `steps8.h`, where the formats are described. The bytes
+# The twins of `csrc/codecs/levels.h`, `int8.h`, `squares8.h` and `steps8.h`, where the formats are described. The bytes
 # of an array are in C order whatever its parameter is.
 
 QUANTA = 256
@@ -228,12 +228,12 @@ class Int8(NamedTuple):
     def load(self) -> Array:
         """The float32, in an array of its own."""
         level = np.abs(self.code.astype(np.int32))
-        size = np.where(level == 128, np.float32(np.nan), _of_level(level, 127, self.scale))
+        size = np.where(level == 128, np.float32(np.nan), of_level(level, 127, self.scale))
         return np.where((self.code < 0) & (level < 128), -size, size)
 
     def stores(self, values: Array) -> list[Store]:
         """What both arrays are to be set to."""
-        level, scale = _levels(values, 127)
+        level, scale = levels_of(values, 127)
         code = np.where(np.isfinite(values), np.where(values < 0, -level, level), -128)
         return [(self.code, ..., code.astype(np.int8)), (self.scale, ..., scale)]
 
@@ -247,16 +247,19 @@ class Squares8(NamedTuple):
     def load(self) -> Array:
         """The float32, in an array of its own."""
         level = self.code.astype(np.int32)
-        return np.where(level == 255, np.float32(np.nan), _of_level(level, 254, self.scale))
+        return np.where(level == 255, np.float32(np.nan), of_level(level, 254, self.scale))
 
     def stores(self, values: Array) -> list[Store]:
         """What both arrays are to be set to."""
-        level, scale = _levels(values, 254)
+        level, scale = levels_of(values, 254)
         code = np.where(np.isfinite(values), np.maximum(level, values > 0), 255)
         return [(self.code, ..., code.astype(np.uint8)), (self.scale, ..., scale)]
 
 
-def _levels(values: Array, levels: int) -> tuple[Array, Array]:
+LEVELS: dict[type[Any], int] = {Int8: 127, Squares8: 254}
+
+
+def levels_of(values: Array, levels: int) -> tuple[Array, Array]:
     """The level of each number, 0 of one that is not finite, and the scale of each block."""
     size = np.abs(values)
     finite = np.where(np.isfinite(size), size, np.float32(0)).reshape(-1)
@@ -271,7 +274,8 @@ def _levels(values: Array, levels: int) -> tuple[Array, Array]:
     return level, scale
 
 
-def _of_level(level: Array, levels: int, scale: Array) -> Array:
+def of_level(level: Array, levels: int, scale: Array) -> Array:
+    """The size that a level stands for, of the scale of each block."""
     part = (level * level).astype(np.float32) * np.float32(1 / (levels * levels))
     scales = np.repeat(scale, QUANTA)[: part.size].reshape(part.shape)
     product: Array = part * scales

@@ -1,4 +1,4 @@
-"""Stochastic rounding in NumPy: the Python twin of `csrc/random.h` and `csrc/codecs/dither.h`.
+"""Stochastic rounding in NumPy: the Python twin of `csrc/random.h`, `csrc/codecs/dither.h` and `csrc/bytes.inc`.
 
 A number that is stored in a narrower format becomes one of its two neighbours there, at random, so that the expected
 value is the number. The random bits are a hash of where and when the number is stored.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from proptim._arrays import BFLOAT16, Array
+from proptim._formats import LEVELS, levels_of, of_level
 
 FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 NARROW = {BFLOAT16: (7, 127), FLOAT16: (10, 15), FLOAT32: (23, 127)}
@@ -74,6 +75,22 @@ def dithered(values: Array, dtype: np.dtype[Any], word: Array) -> Array:
     return np.asarray(np.where(size < infinity, rounded, size) | sign).view(values.dtype)
 
 
+def dithered_levels(values: Array, levels: int, word: Array) -> Array:
+    """Levels of their blocks, to which averages are rounded at random; NaN and infinities as they are.
+
+    Of 254 levels, which are those of numbers that are never negative, no number above zero becomes zero.
+    """
+    near, scale = levels_of(values, levels)
+    exact = np.abs(values)
+    below = near - (of_level(near, levels, scale) > exact)
+    low, high = of_level(below, levels, scale), of_level(below + 1, levels, scale)
+    part = (word >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    up = exact - low > part * (high - low)
+    if levels == 254:
+        up |= (below == 0) & (exact > 0)
+    return np.where(np.isfinite(values), np.copysign(np.where(up, high, low), values), values)
+
+
 class Draw(NamedTuple):
     """Stochastic rounding of the arrays of one parameter at one step."""
 
@@ -86,7 +103,8 @@ class Draw(NamedTuple):
 
     def rounded(self, j: int, array: Any, values: Array, at: Any) -> Array:
         """The values to store in array `j` at these rows, or `...`, so that its store rounds none of them any more."""
-        if isinstance(array, tuple) or array.dtype not in NARROW or array.dtype == values.dtype:
+        levels = LEVELS.get(type(array))
+        if levels is None and (isinstance(array, tuple) or array.dtype not in NARROW or array.dtype == values.dtype):
             return values  # a pair, which loses nothing, or what is as wide as the rule's numbers
         index = np.arange(self.first, self.first + values.size, dtype=np.uint64)
         if at is not ...:
@@ -94,4 +112,4 @@ class Draw(NamedTuple):
             index = (self.first + at.astype(np.uint64)[:, None] * width + np.arange(width, dtype=np.uint64)).ravel()
         word = words(key_of(self.seed, self.parameter, j, self.step), index).reshape(values.shape)
         with np.errstate(all="ignore"):
-            return dithered(values, array.dtype, word)
+            return dithered(values, array.dtype, word) if levels is None else dithered_levels(values, levels, word)

@@ -70,7 +70,6 @@ from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told
 from proptim._storage import (
     AVERAGE,
     SCALE,
-    check_rounding_in_one_byte,
     check_storage,
     first_average,
     first_plane,
@@ -248,7 +247,6 @@ class Stepper:
         check_storage(self.rule, *storage, [(p.label, p.array.dtype) for p in fresh], beside=bool(self.parameters))
         if publish is not None:
             match_copies(publish, fresh)
-        check_rounding_in_one_byte(self.rule, self.settings["state_dtype"], self.settings["rounding"])
         for p in fresh:
             p.plane = first_plane(self.settings["master"], p.array)
         written = [(p.label, p.array) for p in fresh] + copies(fresh)

@@ -67,16 +67,6 @@ def check_storage(rule: type[Rule], master: Any, state_dtype: Any, params: Named
         check_storage_of(rule, master, state_dtype, label, dtype)
 
 
-def check_rounding_in_one_byte(rule: type[Rule], state_dtype: Any, rounding: str) -> None:
-    """Raise ValueError for stochastic rounding of averages in one byte."""
-    for name in rule.states:
-        if rounding == "stochastic" and wanted(state_dtype, name) == "int8" and rule.in_one_byte(name) is not Steps8:
-            raise ValueError(
-                f"Invalid rounding: 'stochastic' with state_dtype='int8' for {name!r}, whose codes are rounded to the "
-                "nearest (expected 'nearest', or state_dtype='bfloat16')"
-            )
-
-
 def check_whole(rule: type[Rule], state_dtype: Any, where: str) -> None:
     """Raise ValueError for state in one byte `where` processes have parts of arrays."""
     if in_one_byte(rule, state_dtype):

@@ -25,7 +25,6 @@ from proptim._storage import (
     MASTER_DTYPES,
     SCALE,
     check_master,
-    check_rounding_in_one_byte,
     check_state_dtype,
     check_storage,
     check_storage_of,
@@ -176,7 +175,6 @@ class Door(torch.optim.Optimizer):
         options = {key: frozen(keywords.pop(key, default)) for key, default in OPTIONS.items()}
         check_master(options["master"])
         check_state_dtype(self._rule, options["state_dtype"])
-        check_rounding_in_one_byte(self._rule, options["state_dtype"], options["rounding"])
         if isinstance(options["state_dtype"], Mapping):
             options["state_dtype"] = dict(options["state_dtype"])  # which cannot change unseen
         _backend.thread_count(options["threads"])
@@ -738,7 +736,8 @@ class Door(torch.optim.Optimizer):
         clock: list[Any] = []
         for name, start in self._rule.started(known, int(begun)).items():
             if name in self._counted:
-                tensors[name] = scalar(own.get(name, start), True)
+                # Random bits are those of the step: they would repeat if it stayed at 2**24.
+                tensors[name] = scalar(own.get(name, start), self.rounding != "stochastic")
                 clock.append(tensors[name])
             else:
                 # A loss is a plain number: torch casts tensors of a state to the dtype of the parameter when it loads.

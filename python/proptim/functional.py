@@ -16,7 +16,9 @@ grad : array
     Its gradient, of the same shape; `proptim.Optimizer` lists the dtypes. A gradient of some rows is `proptim.Rows`.
 state arrays : array
     Those of the rule, by name or in its order, of the same shape and of a dtype that `state_dtype` allows; updated in
-    place. Leave out, or pass None for, one whose option is off. uint16 arrays are taken as the bits of bfloat16.
+    place. Leave out, or pass None for, one whose option is off. uint16 arrays are taken as the bits of bfloat16. With
+    "int8" `init` makes two arrays of each, as ``exp_avg`` and ``exp_avg_scale``: pass both, as in
+    ``functional.adam(w, grad, **state, step=1)``.
 master : array, optional
     What `init` made for a parameter of 16 bits: uint16 with the low 16 bits of each bfloat16, or float32. Without it
     the parameter is rounded at every step.
@@ -60,7 +62,7 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, name_of, real_view, tell_torch
-from proptim._formats import FLOAT32, SIXTEEN, arithmetic, rounded, shown, widened
+from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, rounded, shown, widened
 from proptim._interrupts import at_once
 from proptim._parameters import (
     Clock,
@@ -88,7 +90,17 @@ from proptim._rows import (
     values_of,
     viewed,
 )
-from proptim._storage import check_plane, check_state, check_storage, first_plane, first_state, in_one_byte
+from proptim._storage import (
+    SCALE,
+    check_plane,
+    check_state,
+    check_storage,
+    first_plane,
+    first_state,
+    in_one_byte,
+    taken_compact,
+)
+from proptim._storage import named as named_compact
 from proptim.rule import Rule
 
 CACHE_LINE = 64
@@ -115,6 +127,7 @@ class OneShot:
             "zero_grads": False,
             "flush_denormals": False,
             "master": None,
+            **{name + SCALE: None for name in optimizer.states},
             "cast_grads": False,
             "rounding": "nearest",
             "seed": 0,
@@ -145,18 +158,16 @@ class OneShot:
         rule, array = self.optimizer, as_array(param, "param")
         now = settle(rule, self._hyper(hyper), (), 0)
         check_storage(rule, master, state_dtype, [("param", array.dtype)])
-        if in_one_byte(rule, state_dtype):
-            raise ValueError(
-                "Invalid state_dtype: 'int8' without an optimizer: a function takes one array for each name of state, "
-                "and state in one byte has two (expected 'bfloat16' or 'float16', or a class such as proptim."
-                f"{rule.__name__})"
-            )
+        h = now.h
+        if compact := in_one_byte(rule, state_dtype):
+            h = rule.held_in_one_byte(h, h, compact)
         wanted = rule.wanted(self._hyper(hyper))  # those too that a schedule asks for later
         state: dict[str, Array] = {}
         for name in wanted:
-            state |= first_state(rule, now.h, state_dtype, name, array)
-        for name, each in state.items():
-            check_state(each, name, array)
+            made = first_state(rule, h, state_dtype, name, array)
+            if name + SCALE not in made:
+                check_state(made[name], name, array)
+            state |= made
         plane = first_plane(master, array)
         named = {name: shown(each) for name, each in state.items()}
         return named if plane is None else {**named, "master": plane}
@@ -202,6 +213,7 @@ class OneShot:
         for name in rule.states:
             if name in keywords and name not in given:
                 given[name] = keywords.pop(name)
+        scales = {name: keywords.pop(name + SCALE, None) for name in rule.states}
         more = {name: keywords.pop(name) for name in tuple(rule.clock_start)[1:] if name in keywords}
         clock = {name: value for name, value in more.items() if value is not None}
         array = as_array(param, "param")
@@ -223,10 +235,18 @@ class OneShot:
                 f"{self.__name__} rounds at random by the number of the step; expected step=, the number of this one, "
                 "from 1 on"
             )
+        for name, each in given.items():
+            if str(getattr(each, "dtype", "")).rpartition(".")[2] in ("int8", "uint8") and scales[name] is None:
+                raise TypeError(f"{name} has one byte and no {name}{SCALE}; expected both, as init() makes them")
         for name in rule.states:
             if given.get(name) is None and name in wanted:
                 raise TypeError(f"{self.__name__} has no {name}; expected an array like param: pass {name}=")
-        arrays = {"param": array} | {n: as_array(a, n, bits=True) for n, a in given.items() if a is not None}
+        compact = {n: (given.get(n), scale) for n, scale in scales.items() if scale is not None}
+        if compact:
+            h = rule.held_in_one_byte(h, h, frozenset(compact))
+        pairs = {n: _compact(rule, h, n, *both, array) for n, both in compact.items()}
+        arrays = {"param": array}
+        arrays |= {n: as_array(a, n, bits=True) for n, a in given.items() if a is not None and n not in pairs}
         gradient = as_gradient(grad, "grad", array, "param")
         plane = None if master is None else as_array(master, "master", bits=True)
         for name, each in arrays.items():
@@ -245,11 +265,19 @@ class OneShot:
         check_gradient(gradient, "grad", array, "param", is_on("cast_grads", cast_grads))
         if zero_grads:
             check_zeroed(gradient, "grad")
+        for name, pair in pairs.items():
+            arrays |= named_compact(name, pair)
+            if isinstance(gradient, Rows) and not isinstance(pair, Steps8):
+                raise ValueError(
+                    f"grad is a gradient of rows, and {name} is in int8, where 256 weights of one block share a scale, "
+                    "rows that are not stepped among them; expected a whole gradient, or state_dtype='bfloat16'"
+                )
         check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
         coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
         stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals)
         rule.check_numbers(coefs, stages, dtype)
-        segment = [stored(array, plane), *(real_view(arrays[n]) if n in wanted else None for n in rule.states)]
+        state_of = {n: pairs[n] if n in pairs else real_view(arrays[n]) for n in wanted}
+        segment = [stored(array, plane), *map(state_of.get, rule.states)]
         backend, count = backend or _backend.backend(), _backend.thread_count(threads)
         plan = _backend.plan_type(backend)(rule, [tuple(segment)], *count)
         plan.bind([real_gradient(gradient)])
@@ -257,8 +285,8 @@ class OneShot:
             raise no_row(gradient, found[1], "grad", array, "param")
         plan.seed = seed if rounding == "stochastic" else None
         plan.step([(*coefs, *stages)], [(number,)])
-        tell_torch([param, *given.values(), *([grad] if zero_grads else [])])
-        if clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
+        tell_torch([param, *given.values(), *scales.values(), *([grad] if zero_grads else [])])
+        if pairs or clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
             return None
         return (*coefs, *stages), wanted, None if rule.steady(h) else h
 
@@ -277,6 +305,20 @@ if TYPE_CHECKING:
 
 
 globals().update({name: OneShot(optimizer) for name, optimizer in OPTIMIZERS.items()})
+
+
+def _compact(rule: type[Rule], h: Mapping[str, Any], name: str, code: Any, scale: Any, param: Array) -> Compact:
+    """A state array in one byte; ValueError or TypeError for what `init` does not make for this parameter."""
+    check_storage(rule, "auto", {name: "int8"}, [("param", param.dtype)])
+    if code is None:
+        raise TypeError(f"{name}{SCALE} is given and no {name}; expected both, as init() makes them")
+    planes = np.asarray(code), np.asarray(scale)
+    pair = taken_compact(rule, h, name, *planes, param.shape, "the call")
+    for label, plane in named_compact(name, pair).items():
+        check_writable(plane, label)
+        if not plane.flags.c_contiguous:
+            raise ValueError(f"{label} is not in C order; expected an array as init() makes it")
+    return pair
 
 
 def _items(grads: Any) -> list[tuple[str, Any]]:

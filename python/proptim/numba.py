@@ -65,6 +65,7 @@ except ModuleNotFoundError as error:
 from proptim import OPTIMIZERS, _backend, _formats, functional
 from proptim._arrays import Array, Bits, as_array
 from proptim._rows import Rows
+from proptim._storage import SCALE
 from proptim.rule import LARGEST, Rule
 
 # What the core is to LLVM: a symbol, for code with an address in it cannot be cached. Always there, because to call one
@@ -101,7 +102,10 @@ class Step(functional.OneShot):
         self.backend = backend
         self.place = self.__name__ if backend is None else f"{backend}.{self.__name__}"
         self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.numba`."
-        self.keywords = {name: value for name, value in self.keywords.items() if name not in APART}
+        self.scales = {name + SCALE for name in optimizer.states}
+        """Keywords of state in one byte, which compiled code does not step."""
+        without = {*APART, *self.scales}
+        self.keywords = {name: value for name, value in self.keywords.items() if name not in without}
         self.__signature__ = self._signature()
         self.type = StepType(self)
 
@@ -129,6 +133,12 @@ class Step(functional.OneShot):
                 raise TypingError(
                     f"proptim.numba.{self.place}: {name} is given, and stores in compiled code round to nearest; "
                     "expected none: make the step from Python, by an optimizer or proptim.functional"
+                )
+        for name in self.scales:
+            if name in keywords:
+                raise TypingError(
+                    f"proptim.numba.{self.place}: {name} is given, and compiled code steps one element after the other "
+                    "while 256 in one byte share a scale; expected state of 16 bits or more, or a step from Python"
                 )
         try:
             given = self.__signature__.bind(*args, **keywords).arguments
