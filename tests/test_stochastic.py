@@ -14,7 +14,7 @@ import torch
 import proptim
 import proptim.torch
 from proptim import _random, functional
-from proptim._formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, rounded, widened
+from proptim._formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, QUANTA, Int8, Squares8, rounded, widened
 from proptim.cli import selftest
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -151,6 +151,45 @@ def test_what_is_rounded_at_random_is_stored_exactly(dtype):
     assert not over.all()
 
 
+@pytest.mark.parametrize("levels", [127, 254])
+def test_rounding_to_levels_is_unbiased(levels):
+    """Of averages in one byte: so too between two levels; of squares those above zero never become zero."""
+    words = draws(N)
+    values = np.ones(N, np.float32)
+    for below in (0, 1, 5, 60, levels - 1):
+        low, high = (np.float32((below + i) ** 2 * np.float32(levels**-2)) for i in (0, 1))
+        for part in (1 / 256, 0.25, 0.5, 255 / 256):
+            values[:] = x = np.float32(low + part * (high - low))
+            values[::256] = 1  # the scale of each block
+            values[1::2] *= -1
+            found = _random.dithered_levels(values, levels, words)
+            assert np.array_equal(np.signbit(found), np.signbit(values))
+            assert (found[::256] == 1).all()
+            others = np.abs(found[np.arange(N) % 256 != 0])
+            up = others == high
+            assert (up | (others == low)).all()
+            if levels == 254 and below == 0:
+                assert up.all()
+            else:
+                assert deviation(up.mean(), (x - low) / (high - low), len(others)) < 5, (below, part)
+
+
+@pytest.mark.parametrize("levels", [127, 254])
+def test_levels_stay(levels):
+    """What was loaded is not rounded, and stored as the same bytes, whatever the random bits; NaN and infinity too."""
+    kind = Int8 if levels == 127 else Squares8
+    codes = np.arange(256, dtype=np.uint8).view(np.int8 if kind is Int8 else np.uint8)
+    for scale in (1.0, 2.0**-109, 0.1, 3e38):
+        numbers = kind(codes, np.array([scale], np.float32)).load()
+        for word in (0, 2**32 - 1):
+            with np.errstate(all="ignore"):
+                found = _random.dithered_levels(numbers, levels, np.full(256, word, np.uint32))
+            assert np.array_equal(found, numbers, equal_nan=True)
+    infinite = np.full(256, -np.inf, np.float32)
+    with np.errstate(all="ignore"):
+        assert np.array_equal(_random.dithered_levels(infinite, levels, draws(256)), infinite)
+
+
 def test_small_steps_add_up_on_average():
     """Steps of a hundredth of a unit in the last place: to nearest they are lost, at random they arrive."""
     n, steps = 4096, 200
@@ -187,6 +226,28 @@ def test_averages_of_squares_do_not_get_stuck():
         units.append((found.mean() - exact) / 2.0**-8)  # of numbers from 0.5 to 1
     assert units[0] == (0.75 - exact) * 2**8
     assert abs(units[1]) < 5 * math.sqrt(0.25 / (1 - beta2**2) / n)
+
+
+def test_averages_in_one_byte_do_not_get_stuck():
+    """The same of squares in one byte: beside one of 4 a level at 0.75 is 0.013, and a step moves it by 0.0005."""
+    n, steps, beta2 = 4096, 300, float(np.float32(0.999))
+    others = np.arange(n) % QUANTA != 0
+    grad = np.where(others, 0.5, 2).astype(np.float32)
+    wide = proptim.Adam([np.zeros(n, np.float32)])
+    wide.state[0]["exp_avg_sq"][:] = np.where(others, 0.75, 4)
+    found = []
+    for rounding in ("nearest", "stochastic"):
+        opt = proptim.Adam([np.zeros(n, np.float32)], state_dtype="int8", rounding=rounding, seed=1)
+        opt.load_state_dict(wide.state_dict(), cast=True)
+        begin = opt.state[0]["exp_avg_sq"].astype(np.float64)[others]
+        for _ in range(steps):
+            opt.step([grad])
+        found.append((begin, opt.state[0]["exp_avg_sq"].astype(np.float64)[others]))
+    assert np.array_equal(*found[0])
+    begin, end = found[1]
+    exact = 0.25 + (begin.mean() - 0.25) * beta2**steps
+    level = 2 * 4 * math.sqrt(0.75 / 4) / 254
+    assert abs(end.mean() - exact) < 5 * level * math.sqrt(0.25 / (1 - beta2**2) / len(end))
 
 
 def trained(run, options):
@@ -483,6 +544,22 @@ def test_torch_resumes(name, options, way, tmp_path):
     assert torch_bits(*torch_run(name, 3, params=params, opt=fresh)) == expected
 
 
+def test_torch_counts_beyond_float32():
+    """Steps are counted in float64, for float32 stays at 2**24 and so would the random bits; also those of a file."""
+    runs = []
+    for count in (torch.float32, torch.float64):
+        opt, params = torch_run("SGD", end=1)
+        saved = opt.state_dict()
+        for own in saved["state"].values():
+            assert own["step"].dtype == torch.float64
+            own["step"] = torch.tensor(2.0**24, dtype=count)
+        opt.load_state_dict(saved)
+        torch_run("SGD", 1, 3, params=params, opt=opt)
+        assert {float(own["step"]) for own in opt.state.values()} == {2.0**24 + 2}
+        runs.append(torch_bits(opt, params))
+    assert runs[0] == runs[1]
+
+
 def test_torch_refuses():
     with pytest.raises(ValueError, match="Invalid rounding: 'up'"):
         torch_run("SGD", rounding="up")
@@ -562,6 +639,22 @@ def test_a_step_without_a_number_is_refused():
     with pytest.raises(TypeError, match="sgd rounds at random by the number of the step; expected step="):
         functional.sgd(w, np.ones(3, np.float32), lr=0.1, **ON)
     assert (w == 1).all()
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, np.array, torch.tensor])
+def test_seeds_of_other_libraries(whole):
+    """Whole numbers of NumPy and torch are seeds everywhere, and are kept as those of Python."""
+    w = torch.zeros(2)
+    opt = proptim.torch.SGD([w], lr=0.1, rounding="stochastic", seed=whole(7))
+    opt.load_state_dict({**opt.state_dict(), "seed": whole(8)})
+    assert opt.state_dict()["seed"] == 8
+    opt.seed = whole(9)
+    array = proptim.SGD([np.zeros(2)], lr=0.1, rounding="stochastic", seed=whole(7))
+    array.seed = whole(9)
+    for each in (opt, array):
+        assert type(each.seed) is int
+        assert each.seed == 9
+    functional.sgd(np.zeros(2), np.zeros(2), lr=0.1, step=1, rounding="stochastic", seed=whole(7))
 
 
 def test_seeds_up_to_64_bits(backend):

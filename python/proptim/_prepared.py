@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -130,9 +131,11 @@ def check_rounding(rounding: Any) -> None:
 
 def checked_seed(seed: Any) -> int:
     """The seed of stochastic rounding; ValueError for what is none."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"Invalid seed: {seed!r:.80} (expected a whole number >= 0, below 2**64)")
-    return seed
+    if not isinstance(seed, bool) and hasattr(seed, "__index__"):
+        with suppress(TypeError):  # an array or a tensor that is not one whole number
+            if 0 <= (number := operator.index(seed)) < 2**64:
+                return number
+    raise ValueError(f"Invalid seed: {seed!r:.80} (expected a whole number >= 0, below 2**64)")
 
 
 def as_loss(loss: Any) -> float:

@@ -254,9 +254,12 @@ def is_fixed(value: Any) -> bool:
 
 
 def scalar(value: Any, as_torch: bool) -> Any:
-    """A number of the state as a 0-d tensor, which is float32 by default in torch.optim."""
+    """A number of the state as a 0-d tensor, which is float32 by default in torch.optim; without `as_torch` float64.
+
+    float32 counts to 2**24 and stays there.
+    """
     known = isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dtype in NUMBERS
-    if known and value.numel() == 1 and not value.is_neg():
+    if known and value.numel() == 1 and not value.is_neg() and (as_torch or value.dtype != torch.float32):
         return value  # of any shape: A3C shares counts of shape (1,) between processes, and torch adds to them
     single = as_torch and torch.get_default_dtype() != torch.float64
     return torch.tensor(float(value), dtype=torch.float32 if single else torch.float64, device="cpu")

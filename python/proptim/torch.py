@@ -179,7 +179,7 @@ state_dtype : {{"float32", "float64", "bfloat16", "float16", "int8"}} or dict, o
 rounding : {{"nearest", "stochastic"}}, default "nearest"
     How parameters of 16 bits with ``master=None`` and state of a narrower `state_dtype` are rounded when they are
     stored: to nearest, or to one of both neighbours at random, so that the expected value is the number itself. With
-    "stochastic" the state of SGD has a "step" too.
+    "stochastic" the state of SGD has a "step" too, and every "step" is float64, because float32 counts to 2**24.
 seed : int, default 0
     Of the random bits, which are a hash of the seed, the number of the parameter in all groups, the array, its step,
     and the index of the element: see `proptim.Optimizer`. ``state_dict()`` has it as a third key.
