@@ -296,9 +296,9 @@ def test_functions_take_codes_and_scales(backend, name, i):
     opt = made(name, i, [twin], backend=backend, rounding="stochastic", seed=3)
     if opt.needs_loss(opt.param_groups[0]):
         return
-    hyper = {key: opt.param_groups[0][key] for key in options_of(name, i)}
+    hyper = selftest.in_one_byte(name, proptim.OPTIMIZERS[name].cases[i])
+    state_dtype = hyper.pop("state_dtype")
     function, more = getattr(proptim.functional, name), {"rounding": "stochastic", "seed": 3, "backend": backend}
-    state_dtype = {"momentum_buffer": "int8"} if hyper.get("centered") else "int8"
     state, rng = function.init(w, state_dtype=state_dtype, **hyper), np.random.default_rng(11)
     for k in range(3):
         grad = rng.standard_normal(SHAPE).astype(np.float32)
