@@ -115,8 +115,6 @@ def test_refusals():
         proptim.torch.Adam([w.double().detach().requires_grad_()], state_dtype="int8")
     with pytest.raises(ValueError, match="'int8' with centered=True"):
         proptim.torch.RMSprop([w], state_dtype="int8", centered=True)
-    with pytest.raises(ValueError, match="'stochastic' with state_dtype='int8'"):
-        proptim.torch.Adam([w], state_dtype="int8", rounding="stochastic")
     opt = made("Rprop", [w])
     low, high = opt.param_groups[0]["step_sizes"]
     assert (low, high) == (pytest.approx(50 * 2.0**-21, rel=1e-6), 50)

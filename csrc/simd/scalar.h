@@ -5,7 +5,7 @@
  * compares sign bits, also of zeros and NaN.  FIRST is the number that all lanes of a coefficient hold: a condition on
  * it is the same for the whole run, and compilers hoist it out of the loop.
  *
- * The last words are those of codecs of one byte, in float32 alone.  STORE_BYTE stores whole numbers of -128 to 255,
+ * The last words are those of codecs of one byte.  STORE_BYTE stores whole numbers of -128 to 255,
  * the negative ones as their two's complement, and NaN, which scalar.h does not get, as 0.  EXACT is x y + z, where the
  * product and the sum are exact.  MIN_SIZE is MIN(ABS(x), y).  NEAR_ROOT is at least 0, and within 1/4 of the root of a
  * number of 0 to 2^16, and may be NaN for 0; the bits of results do not depend on it.  FLOOR is that of a number of 0
@@ -37,6 +37,7 @@
 #define SELECT(m, x, y) ((m) ? (x) : (y))
 #define FIRST(x)        (x)
 
+/* In float32 alone. */
 #define LOAD_INT8(p)     ((REAL) * (const int8_t *)(p))
 #define LOAD_UINT8(p)    ((REAL) * (const uint8_t *)(p))
 #define STORE_BYTE(p, x) (*(uint8_t *)(p) = (uint8_t)(int)(x))
