@@ -1,6 +1,6 @@
 """Test accuracy on scikit-learn's digits with state in fewer bytes, as a table of docs/fewer-bytes.md has it.
 
-`python -m proptim.bench.accuracy` trains the same networks with every optimizer of proptim, with state in float32, in
+`python tools/accuracy.py` trains the same networks with every optimizer of proptim, with state in float32, in
 bfloat16 and in one byte, and if bitsandbytes is installed with its optimizers of 8 bits. It takes some minutes.
 """
 
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 import proptim
+from proptim.bench.contestants import CONTESTANTS
+from proptim.bench.workloads import Array, hyper
 from proptim.rprop import ETAS_ON_GRID
-
-from .contestants import CONTESTANTS
-from .workloads import Array, hyper
 
 SIZES = (64, 128, 64, 10)
 EPOCHS, BATCH = 30, 32
@@ -147,7 +146,7 @@ def table(rules: Sequence[str], seeds: int, peer: bool) -> Iterator[str]:
 
 def main() -> None:
     """Print the table, line by line."""
-    parser = argparse.ArgumentParser(prog="python -m proptim.bench.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rules", nargs="+", choices=proptim.OPTIMIZERS, default=[*proptim.OPTIMIZERS])
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
