@@ -22,8 +22,8 @@ test, train = order[:360], order[360:]
 # %%
 # Formats
 # -------
-# For each the dtype of the weights, and options of the optimizer. With `master=None` nothing is kept beside a weight of
-# 16 bits: each step rounds it, to nearest or at random.
+# For each the dtype of the weights, and options of the optimizer. With ``master=None`` nothing is kept beside a weight
+# of 16 bits: each step rounds it, to nearest or at random.
 
 BFLOAT16 = ml_dtypes.bfloat16
 WITHOUT_MASTER = {"master": None, "state_dtype": "bfloat16"}
