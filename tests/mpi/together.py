@@ -272,6 +272,19 @@ def test_groups():
     run(ours, sharded, alone, plain, what="a group refused")
 
 
+def test_averages_are_refused():
+    """Only an optimizer of one process keeps them: not one that is made, nor in a group that is added or set."""
+    told = "ema is for optimizers of one process; expected None here"
+    raises(ValueError, told, Sharded, proptim.SGD, [np.ones(5000)], ema=0.9)
+    ours, sharded, alone, plain = pair(proptim.SGD, "float32")
+    run(ours, sharded, alone, plain)
+    raises(ValueError, told, sharded.add_param_group, {"params": {"later": np.ones(5000)}, "ema": 0.9})
+    sharded.param_groups[0]["ema"] = 0.9
+    raises(ValueError, told, sharded.step, gradients(ours, 50, RANK))
+    sharded.param_groups[0]["ema"] = None
+    run(ours, sharded, alone, plain, what="averages refused")
+
+
 def test_gradients_left_out():
     ours, alone = model("float32"), model("float32")
     sharded = Sharded(proptim.Adam, [*ours.values()], clip_norm=0.1)
