@@ -24,7 +24,7 @@ REALS = (np.float32, np.float64)
 DTYPES = (np.float32, np.float64, np.complex64, np.complex128)
 LOSSES = (3.0, 2.0, 2.5)  # falls and rises, for irprop+
 
-ON = {"decay": 0.99, "scale": -0.5, "clip": 0.7, "l2": 0.1, "zero": 1.0, "flush": 1.0}
+ON = {"decay": 0.99, "scale": -0.5, "clip": 0.7, "l2": 0.1, "zero": 1.0, "flush": 1.0, "average": 0.3}
 PIPELINES = [{}, *({name: ON[name]} for name in _stages.NEUTRAL), ON]
 """No stage, every single one, all of them: coefficients by name."""
 
@@ -99,16 +99,18 @@ def check_spread(backend, name, options, stages, lengths, dtype, shift, grads, t
     first = opt._stepper.parameters[0].state
     rng = np.random.default_rng(len(lengths))
     size = sum(lengths)
-    names = ["param", "grad", *first]
+    averages = ["average"] if "average" in stages else []
+    names = ["param", "grad", *first, *averages]
     whole = {"param": rng.standard_normal(size).astype(dtype), "grad": np.zeros(size, dtype)}
     whole |= {key: np.full(size, value[0], dtype) for key, value in first.items()}
+    whole |= {key: rng.standard_normal(size).astype(dtype) for key in averages}
     spread = {
         key: Spread(array, [(shift + (2 * j + 1) * i) % 16 for i in range(len(lengths))], lengths)
         for j, (key, array) in enumerate(whole.items())
     }
 
     def plan(kind, arrays):
-        segments = [tuple(a.get(key) for key in ("param", *opt.states)) for a in arrays]
+        segments = [tuple(a.get(key) for key in ("param", *opt.states, *averages)) for a in arrays]
         made = _backend.plan_type(kind)(type(opt), segments, threads, False)
         made.bind([a["grad"] for a in arrays])
         return made

@@ -25,9 +25,9 @@ pytestmark = [
 LENGTHS = (*range(36), 63, 64, 65, 127, 129, 1023, 1025, 4096 + 35)
 """All lengths around vectors of up to 16, then around the alignment of parts for threads, and a block of a step."""
 LAYOUTS = ("dense", "every other", "reversed", "packed")  # packed: a field of records of one byte more
-MIXES = [("dense",) * 5, *(tuple(LAYOUTS[(turn + j) % len(LAYOUTS)] for j in range(5)) for turn in range(4))]
-"""Layout of params, grads and each state array."""
-STAGES = {"decay": 0.99, "scale": -0.5, "clip": 0.7, "l2": 0.1, "zero": 1.0, "flush": 1.0}
+MIXES = [("dense",) * 6, *(tuple(LAYOUTS[(turn + j) % len(LAYOUTS)] for j in range(6)) for turn in range(4))]
+"""Layout of params, grads, each state array, and the average of the weights."""
+STAGES = {"decay": 0.99, "scale": -0.5, "clip": 0.7, "l2": 0.1, "zero": 1.0, "flush": 1.0, "average": 0.3}
 PAGE, GRADS = mmap.PAGESIZE, 1
 NONE, READ, WRITE = 0, 1, 2  # PROT_* of sys/mman.h; Python names them from 3.12 on
 
@@ -92,7 +92,8 @@ def step_one(backend, name, options, arena, stages, threads):
     opt = proptim.OPTIMIZERS[name]([np.zeros(1)], **options)
     present = [0, *(2 + j for j, key in enumerate(opt.states) if key in opt._stepper.parameters[0].state)]
     columns = [arena.columns[j] if j in present else [None] * len(LENGTHS) for j in range(2 + len(opt.states))]
-    segments = list(zip(columns[0], *columns[2:], strict=True))
+    averages = arena.columns[-1:] if "average" in stages else []
+    segments = list(zip(columns[0], *columns[2:], *averages, strict=True))
     coefs, _ = opt.advance(opt.settled(opt.param_groups[0], 0), tuple(opt.clock_start.values()), 1.0)
     row = (*coefs, *(_stages.NEUTRAL | stages).values())
     plan = _backend.plan_type(backend)(type(opt), segments, threads, False)

@@ -44,11 +44,13 @@ LEGAL = [  # of a group; what a rule does not have or allow is refused by both
     *[("weight_decay", value) for value in (0.0, 0.25, falling)],
     *[("momentum", value) for value in (0.0, 0.5)],  # state arrays come and go
     *[("clip_value", value) for value in (None, 0.5)],
+    *[("ema", value) for value in (None, 0.5, falling)],
     *[(key, value) for key in ("decoupled_weight_decay", "maximize", "amsgrad", "centered") for value in (True, False)],
 ]
 ILLEGAL = [
     *[("weight_decay", value) for value in (-1.0, "0.1", None, math.nan, negative)],
     *[("clip_value", value) for value in (-1.0, "1")],
+    *[("ema", value) for value in (-1.0, 1.0, "1", negative)],
     *[("maximize", None), ("decoupled_weight_decay", "yes"), ("learning_rate", 1), ("params", [])],
 ]
 OPTIONS = [
