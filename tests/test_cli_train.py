@@ -265,7 +265,14 @@ ONE_BYTE = ["--state-dtype", "int8", "--hidden", "64,64"]
 AT_RANDOM = ["--state-dtype", "bfloat16", "--rounding", "stochastic"]
 
 
-@pytest.mark.parametrize("kept", [[], ONE_BYTE, AT_RANDOM], ids=["float32", "int8", "stochastic"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param([], id="float32"),
+        pytest.param(ONE_BYTE, id="int8", marks=pytest.mark.once),
+        pytest.param(AT_RANDOM, id="stochastic", marks=pytest.mark.once),
+    ],
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resume_is_exact(
     capsys: pytest.CaptureFixture[str], tiny: list[str], tmp_path: Path, name: str, kept: list[str]
@@ -329,6 +336,7 @@ def test_all_optimizers_train_weights_of_sixteen_bits(capsys: pytest.CaptureFixt
         assert other["loss"] != one["loss"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("kept", "dtypes"),
     [
@@ -358,6 +366,7 @@ def test_state_of_other_dtypes(
     assert np.array_equal(np.load(out)["y"], load_model(path).predict(np.load(tiny[2])["x"]))
 
 
+@pytest.mark.once
 def test_rounding_at_random_depends_on_the_seed_alone(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
     """Any seed that a run may have."""
     runs = [[], AT_RANDOM, AT_RANDOM, [*AT_RANDOM, "--seed", str(2**64)], [*AT_RANDOM, "--seed", str(2**64)]]
@@ -365,6 +374,7 @@ def test_rounding_at_random_depends_on_the_seed_alone(capsys: pytest.CaptureFixt
     assert losses[0] != losses[1] == losses[2] != losses[3] == losses[4]
 
 
+@pytest.mark.once
 def test_the_title_says_what_is_kept_in_fewer_bits(capsys: pytest.CaptureFixture[str], tiny: list[str]) -> None:
     for kept, told in (
         ([], ""),
@@ -377,6 +387,7 @@ def test_the_title_says_what_is_kept_in_fewer_bits(capsys: pytest.CaptureFixture
         assert title == f"48 training and 12 test samples, perceptron 4-8-6-3{told}, seed 0"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("kept", "message"),
     [

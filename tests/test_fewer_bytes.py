@@ -17,6 +17,8 @@ from proptim._random import NARROW
 from proptim._storage import DTYPES, SMALLEST_IN_BLOCKS
 from proptim.cli import selftest
 
+pytestmark = pytest.mark.once  # other tests compare every backend with NumPy, in each of these formats
+
 SHAPE = (67, 83)
 """Of more elements than SMALLEST_IN_BLOCKS, no whole number of blocks."""
 FORMS = {
@@ -181,7 +183,6 @@ def test_on_a_quadratic_rounding_at_random_has_no_bias(rule, dtype):
 # Any case -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 @pytest.mark.skipif(not selftest.contestants(), reason="only the numpy backend runs here")
 @settings(max_examples=80, derandomize=True, deadline=None, database=None)
 @given(

@@ -104,7 +104,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--state-dtype",
         choices=STATE_DTYPES,
-        help="dtype of the optimizer's state (default: what the network computes in). With int8 arrays of fewer than "
+        help="dtype of the optimizer's state (default: what the network computes in). With int8, arrays of fewer than "
         f"{SMALLEST_IN_BLOCKS} weights keep float32, and Rprop's steps grow by 2**0.25 in place of 1.2",
     )
     add(
