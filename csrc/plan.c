@@ -301,17 +301,6 @@ static void run_blocks(const struct step *step, const proptim_segment *s, const 
 #undef RUN_STAGE
 }
 
-/* Elements begin .. end of a segment, in the quickest way. */
-static void run_segment(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
-{
-    if (!on && is_plain(step, s)) {
-        run_plain(step, s, begin, end);
-    } else {
-        if (fuses(step, s, on)) begin = step->isa->fused[step->rule](s->arrays, &step->rows[s->row], on, begin, end);
-        run_blocks(step, s, NULL, on, begin, end);
-    }
-}
-
 /* The stage `average` on elements begin .. begin + size, a block at most, of a segment that has been stepped there. */
 static void run_average(const struct step *step, const proptim_segment *s, size_t begin, size_t size)
 {
@@ -328,14 +317,24 @@ static void run_average(const struct step *step, const proptim_segment *s, size_
     if (!in_place) copy_plane(s, NULL, PROPTIM_AVERAGE, 0, begin, size, operands[0], 0);
 }
 
-/* As run_segment(), with the stage `average` while the weights of a block are in the cache. */
-static void run_averaged(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
+/* Elements begin .. end of a segment that has stages or is not plain. */
+static void run_segment(const struct step *step, const proptim_segment *s, unsigned on, size_t begin, size_t end)
 {
-    const size_t block = BLOCK / itemsize_of(s->dtype);
-    for (size_t size; begin < end; begin += size) {
-        size = end - begin < block ? end - begin : block;
-        run_segment(step, s, on, begin, begin + size);
-        run_average(step, s, begin, size);
+    const unsigned around = on & ~(1u << PROPTIM_average);
+    const int averages = on != around && s->arrays[PROPTIM_AVERAGE].planes[0];
+    /* With an average, its stage follows while the weights of a block are in the cache. */
+    const size_t most = averages ? BLOCK / itemsize_of(s->dtype) : end - begin;
+    for (size_t next; begin < end; begin = next) {
+        next = end - begin < most ? end : begin + most;
+        if (!around && is_plain(step, s)) {
+            run_plain(step, s, begin, next);
+        } else {
+            size_t rest = begin;
+            if (fuses(step, s, around))
+                rest = step->isa->fused[step->rule](s->arrays, &step->rows[s->row], around, begin, next);
+            run_blocks(step, s, NULL, around, rest, next);
+        }
+        if (averages) run_average(step, s, begin, next - begin);
     }
 }
 
@@ -355,11 +354,10 @@ static void run_part(void *data, int part, int parts)
         const size_t first = begin > at ? begin - at : 0, last = end - at < units ? end - at : units;
         if (first < last) {
             const size_t from = first * UNIT, to = last * UNIT < s->size ? last * UNIT : s->size;
-            const unsigned average = 1u << PROPTIM_average;
-            if (on & average && s->arrays[PROPTIM_AVERAGE].planes[0])
-                run_averaged(step, s, on & ~average, from, to);
+            if (!on && is_plain(step, s))
+                run_plain(step, s, from, to);
             else
-                run_segment(step, s, on & ~average, from, to);
+                run_segment(step, s, on, from, to);
         }
         at += units;
     }
