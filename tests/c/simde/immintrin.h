@@ -99,7 +99,7 @@ static inline __m512i _mm512_cvtps_epi32(__m512 a)
     float x[16];
     int32_t y[16];
     _mm512_storeu_ps(x, a);
-    for (int i = 0; i < 16; i++) y[i] = (int32_t)lrintf(x[i]);
+    for (int i = 0; i < 16; i++) y[i] = fabsf(x[i]) < 0x1p31f ? (int32_t)lrintf(x[i]) : INT32_MIN; /* also of NaN */
     return _mm512_loadu_si512(y);
 }
 #endif
