@@ -674,7 +674,7 @@ def test_state_loads_across_formats(kind, into, tmp_path):
             twin.load_state_dict(opt.state_dict(), cast=True)
         assert frozen(twin) == before
         return
-    with pytest.raises(TypeError, match=r"is bfloat16; expected .*: pass cast=True to have it rounded"):
+    with pytest.raises(TypeError, match=r"is bfloat16; expected .*: pass cast=True to have it (rounded|widened)"):
         twin.load_state_dict(opt.state_dict())
     assert frozen(twin) == before
     opt.save(tmp_path / "a.npz")
@@ -700,6 +700,26 @@ def test_numbers_that_do_not_fit_are_refused():
     whole.load_state_dict(half.state_dict(), cast=True)
     with pytest.raises(TypeError, match="Invalid cast: 'yes'"):
         whole.load_state_dict(half.state_dict(), cast="yes")
+    for given, kept, mend in (
+        ("int8", "bfloat16", "rounded"),
+        ("int8", "float32", "widened"),
+        ("float16", "bfloat16", "rounded"),
+        ("bfloat16", "float32", "widened"),
+        ("float32", "float16", "rounded"),
+        ("float32", "int8", "rounded"),
+    ):
+        ours, theirs = (proptim.Adam([np.ones(5000, np.float32)], state_dtype=dtype) for dtype in (kept, given))
+        with pytest.raises(TypeError, match=f"is {given}; expected {kept}, .*: pass cast=True to have it {mend}$"):
+            ours.load_state_dict(theirs.state_dict())
+
+
+def test_cast_is_not_the_fault_of_the_file(tmp_path):
+    """`load` looks at its argument before the file, which is not named."""
+    opt = proptim.Adam([np.ones(2)])
+    opt.save(tmp_path / "state.npz")
+    for path in (tmp_path / "state.npz", tmp_path / "none.npz"):
+        with pytest.raises(TypeError, match=r"^Invalid cast: 1 \(expected True or False\)$"):
+            opt.load(path, cast=1)
 
 
 def test_float64_and_float32():

@@ -264,7 +264,7 @@ def _parse_compact(
         if not one_byte and not cast:
             raise TypeError(
                 f"{name!r} in {label} is {code.dtype.name}; expected {name_of(kept_as(name))}, in which the state of "
-                f"{p.label} is kept: pass cast=True to have it widened"
+                f"{p.label} is kept: {_mend(code.dtype, kept_as(name))}"
             )
         saved = taken_compact(rule, h if one_byte else None, name, code, scale, p.array.shape, label)
         if one_byte:
@@ -310,6 +310,12 @@ def _parse_low(p: Parameter, given: Any, label: str, cast: bool) -> Array | None
     return plane
 
 
+def _mend(given: np.dtype[Any], kept: np.dtype[Any]) -> str:
+    """What a message says about an array of this dtype that is to be kept in that one."""
+    wider = given.itemsize <= 2 and kept not in SIXTEEN
+    return f"pass cast=True to have it {'widened' if wider else 'rounded'}"
+
+
 def _in_dtype(array: Array, dtype: np.dtype[Any], p: Parameter, label: str, cast: bool) -> Array:
     """A copy of a state array in the dtype of this optimizer; complex numbers of 16 bits are pairs."""
     pairs = check_shape(array, label, p)
@@ -320,7 +326,7 @@ def _in_dtype(array: Array, dtype: np.dtype[Any], p: Parameter, label: str, cast
     if array.dtype != dtype and not wider and not cast:
         of = f"the dtype of {p.label}" if dtype == p.array.dtype else f"in which the state of {p.label} is kept"
         raise TypeError(
-            f"{label} is {name_of(array.dtype)}; expected {name_of(dtype)}, {of}: pass cast=True to have it rounded"
+            f"{label} is {name_of(array.dtype)}; expected {name_of(dtype)}, {of}: {_mend(array.dtype, dtype)}"
         )
     if array.dtype == dtype or wider:
         kept[...] = array

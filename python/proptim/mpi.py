@@ -27,7 +27,7 @@ from proptim._formats import PAIRS, Mastered, first_nonfinite, numbers, planes, 
 from proptim._interrupts import commit
 from proptim._mpi_exchange import BYTE, Exchange, bytes_of, cuts_of, flat_of, pieces
 from proptim._mpi_team import MPI, Team, digest_of, team_of
-from proptim._parameters import Clock, Parameter, at_step, parse_groups, state_arrays
+from proptim._parameters import Clock, Parameter, at_step, is_on, parse_groups, state_arrays
 from proptim._prepared import Prepared, as_loss, as_norm
 from proptim._rows import Rows
 from proptim._stepper import Stepper, Tally
@@ -679,8 +679,11 @@ class Sharded:
         ------
         ValueError
             Naming the file, if it is damaged or does not fit; nothing has changed then.
+        TypeError
+            If `cast` is neither True nor False.
         """
         with self._together("load"):
+            is_on("cast", cast)
             saved, seal = checkpoint.read(path, mapped=True), checkpoint.seal_of(path)
             self._team.agree(lambda: {"the checksum of the file": seal})  # where each node has a disk of its own
             try:

@@ -652,9 +652,12 @@ class Optimizer(Rule):
         ------
         ValueError
             Naming the file, if it is damaged or does not fit; nothing has changed then.
+        TypeError
+            If `cast` is neither True nor False.
         """
         from proptim import checkpoint
 
+        is_on("cast", cast)
         saved = checkpoint.read(path)
         try:
             self.load_state_dict(saved, cast=cast)
