@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import proptim
+from proptim._options import SETTINGS
 from proptim.cli.selftest import OPTIONS
 
 NAMES = list(proptim.OPTIMIZERS)
@@ -481,14 +482,16 @@ def test_hyperparameters(name, hyper, message):
 ])  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
 def test_options(name, option, error, message):
-    """Options that are not legal are refused at construction, those read at every step also when they are set."""
+    """Options that are not legal are refused at construction, those that can be set also when they are set."""
     refused(error, message, lambda: proptim.OPTIMIZERS[name]([W], **option), W)
     (key, value), params = *option.items(), [W.copy()]
-    if key in ("clip_norm", "grad_scale", "nonfinite"):
+    if key not in ("backend", "threads"):
         opt = proptim.OPTIMIZERS[name](params, grads=[GW])
         opt.step()
-        setattr(opt, key, value)
-        refused(error, message, opt.step, *params)
+        before = getattr(opt, key)
+        refused(error, message, lambda: setattr(opt, key, value), *params)
+        assert getattr(opt, key) is before
+        opt.step()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -682,19 +685,31 @@ def test_numbers_that_could_change(backend, kind):
 
 
 def test_options_set_later_are_checked(backend):
-    """An option with an invalid value is an error at the next step."""
-    param = np.zeros(1)
+    """Setting an option to an invalid value is an error and changes nothing, whatever the other options are by then."""
+    param, seed = np.zeros(1), "(expected a whole number >= 0, below 2**64)"
+    opt = proptim.SGD([param], clip_norm=lambda step: 1.0 - step)
+    for _ in range(2):
+        opt.step([np.ones(1)])
+    refused(ValueError, "Invalid clip_norm value: -1.0...", lambda: opt.step([np.ones(1)]), param)
+    before = {name: getattr(opt, name) for name in SETTINGS}
     for name, value, error, message in (
         ("max_skips", "x", TypeError, "Invalid max_skips value: 'x'..."),
         ("max_skips", -1, ValueError, "Invalid max_skips value: -1..."),
         ("flush_denormals", "no", TypeError, "Invalid flush_denormals: 'no' (expected True or False)"),
+        ("zero_grads", "no", TypeError, "Invalid zero_grads: 'no' (expected True or False)"),
+        ("clip_norm", lambda step: 1.0 - step, ValueError, "Invalid clip_norm value: -1.0..."),
+        *[("seed", value, ValueError, f"Invalid seed: {value!r} {seed}") for value in ("x", -1, 2**64, None, True)],
     ):
-        opt = proptim.SGD([param])
-        setattr(opt, name, value)
-        refused(error, message, lambda opt=opt: opt.step([np.ones(1)]), param)
-    opt = proptim.SGD([param])
-    for act in (lambda: proptim.SGD([param], zero_grads="no"), lambda: setattr(opt, "zero_grads", "no")):
-        refused(TypeError, "Invalid zero_grads: 'no' (expected True or False)", act, param)
+        refused(error, message, lambda name=name, value=value: setattr(opt, name, value), param)
+        assert {name: getattr(opt, name) for name in SETTINGS} == before
+    opt.seed, opt.nonfinite, opt.clip_norm = 2**64 - 1, "skip", None
+    opt.step([np.ones(1)])
+    refused(
+        TypeError,
+        "Invalid zero_grads: 'no' (expected True or False)",
+        lambda: proptim.SGD([param], zero_grads="no"),
+        param,
+    )
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400)])

@@ -495,6 +495,47 @@ def test_save_keeps_the_mode(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("lr", -1), ("lr", math.nan), ("lr", lambda step: -1.0), ("lr", "fast"), ("weight_decay", -1), ("clip_value", -1),
+    ("lazy_rows", "no"), ("maximize", 2), ("ema", 2),
+])  # fmt: skip
+def test_what_could_not_be_loaded_is_not_saved(key, value, tmp_path):
+    """A value in a group that the next step refuses is refused by what saves, in the same words; the old file stays."""
+    run, path = Run("adam", {}).go([0]), tmp_path / "state.npz"
+    opt = run.opt
+    opt.save(path)
+    before, kept = path.read_bytes(), opt.param_groups[-1].get(key)
+    opt.param_groups[-1][key] = value
+    with pytest.raises((TypeError, ValueError)) as told:
+        run.go([1])
+    for act in (lambda: opt.save(path), opt.state_dict):
+        with pytest.raises(told.type, match=f"^{re.escape(str(told.value))}$"):
+            act()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+    twin = copy.deepcopy(opt)  # a copy is as the original is
+    with pytest.raises(told.type, match=f"^{re.escape(str(told.value))}$"):
+        twin.step([np.zeros_like(p.array) for p in twin._stepper.parameters])
+    opt.param_groups[-1][key] = kept
+    opt.save(path)
+    opt.load(path)
+
+
+def late(step):
+    return step - 2.0
+
+
+def test_copies_of_schedules_that_begin_late():
+    """Copies and pickles ask a schedule for nothing: it may have no legal value before the step at which it was set."""
+    opt = proptim.SGD([np.zeros(1)])
+    for _ in range(3):
+        opt.step([np.ones(1)])
+    opt.clip_norm = late
+    for twin in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        twin.step([np.ones(1)])
+        assert twin.steps == 4
+
+
 def test_failing_save(tmp_path, monkeypatch):
     """A save that fails leaves the old file, and no other."""
     run, path = Run("adam", {}).go([0]), tmp_path / "state.npz"

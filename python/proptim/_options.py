@@ -98,7 +98,7 @@ class Hyperparameter:
 
 
 class Setting:
-    """An option of a whole optimizer: a change is checked before the next step, or an error if it is fixed."""
+    """An option of a whole optimizer: a change is checked at once, or an error if it is fixed."""
 
     def __init__(self, *, fixed: bool = False) -> None:
         self.fixed = fixed

@@ -37,6 +37,7 @@ from proptim._averages import NONE_KEPT, Found
 from proptim._formats import Mastered, rounded, shown
 from proptim._interrupts import Store, commit
 from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
+from proptim._options import SETTINGS
 from proptim._parameters import (
     Changes,
     Clock,
@@ -142,7 +143,6 @@ class Stepper:
         """The gradients of `step_param` that are zeroed, and their addresses."""
         self.threads = _backend.thread_count(settings["threads"])
         _backend.plan_type(settings["backend"])
-        take_options(settings, 0)
         self.claim = _backend.new_claim(settings["backend"])
         self.real = True
         """Whether no parameter is complex."""
@@ -214,7 +214,8 @@ class Stepper:
         return group
 
     def set(self, name: str, value: Any) -> None:
-        """Set an option of the whole optimizer."""
+        """Set an option of the whole optimizer; ValueError or TypeError for a value that the next step would refuse."""
+        take_options({**SETTINGS, name: value}, self.latest.steps)  # the other options are not what is set here
         commit([(self.settings, name, value)], [(self.changes, "now", object())])
 
     # Groups and parameters: prepared first, then stored -----------------------------------------------------------
@@ -664,7 +665,7 @@ class Stepper:
             norm = as_norm(norm)
         prepared = self.prepared
         if prepared is None or prepared.scheduled or prepared.stamp is not self.changes.now:
-            prepared = self._prepare(self.plan.steps)
+            prepared = self.prepare(self.plan.steps)
         if prepared.loses:
             for now in prepared.values.values():
                 self.rule.check_loss(now.h, loss)
@@ -753,7 +754,7 @@ class Stepper:
                 self.rule.check_numbers(coefs, asked, dtype)
         return (*coefs, *stages), clock
 
-    def _prepare(self, steps: int) -> Prepared:
+    def prepare(self, steps: int) -> Prepared:
         """Evaluate and check hyperparameters and options after `steps` completed steps."""
         stamp = self.changes.now  # read first, so that a change in the meantime makes the result out of date
         options = take_options(self.settings, steps, self.mean_of)

@@ -25,6 +25,7 @@ from proptim._parameters import (
     is_on,
     parse_groups,
 )
+from proptim._prepared import take_options
 from proptim._stepper import Stepper, Tally
 from proptim._storage import AVERAGE, opened
 from proptim.rule import Rule
@@ -215,6 +216,7 @@ class Optimizer(Rule):
             given["state_dtype"] = dict(given["state_dtype"])  # a copy: later changes of the dict have no effect
         own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *OBJECT_OPTIONS) if k not in hyper}
         self._defaults = {key: frozen(value) for key, value in {**hyper, **own}.items()}
+        take_options(given, 0)
         self._stepper = Stepper(type(self), given)
         self._stepper.add_groups(parse_groups(params), self._defaults, options.get("publish"))
         if options.get("grads") is not None:
@@ -554,11 +556,17 @@ class Optimizer(Rule):
             "state", "param_groups" and counts, made of dicts, lists, arrays and numbers. It holds no schedules, since
             these are code, but their values at the next step, also of `clip_norm` and `grad_scale` if they are
             schedules. Other options of the whole optimizer are not part of it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `param_groups` hold a value that the next step would refuse, because `load_state_dict` would too.
         """
         from proptim import _state
 
         stepper = self._stepper
         with stepper.claim:
+            stepper.prepare(self.steps)  # refuses what could not be loaded
             stepper.catch_up()
             stepper.dissolve()
             tally = stepper.latest.tally
@@ -633,6 +641,8 @@ class Optimizer(Rule):
             If it cannot be written.
         ValueError
             If the path names something else than a regular file, and if a group holds a value that cannot be saved.
+        ValueError, TypeError
+            As by `state_dict`; the file has not changed then.
         """
         from proptim import checkpoint
 
