@@ -327,6 +327,11 @@ def svg(panel: Panel, name: str) -> str:
     return text[text.index("<svg") :].replace('xmlns:xlink="http://www.w3.org/1999/xlink" ', "", 1)
 
 
+def files(folder: str) -> dict[str, Path]:
+    """Chart -> the file in which `png` draws it."""
+    return {chart: Path(folder) / f"bench-{chart}.png" for chart in ("time", "ratio", "tail")}
+
+
 def png(found: dict[str, Any], folder: str) -> list[Path]:
     """Every chart as a file."""
     matplotlib: Any = importlib.import_module("matplotlib")
@@ -336,7 +341,7 @@ def png(found: dict[str, Any], folder: str) -> list[Path]:
             figure, axes = _figure(len(each), min(3, len(each)))
             for (_, panel), one in zip(each, axes, strict=True):
                 panel(one)
-            path = Path(folder) / f"bench-{chart}.png"
+            path = files(folder)[chart]
             with whole(path) as temporary:
                 figure.savefig(temporary, dpi=150)
         made.append(path)

@@ -969,7 +969,18 @@ def test_command_line(capsys):
         (["--sizes", "huge"], "'huge' is no size"),
         (["--contestants", "nobody"], "'nobody' is no contestant"),
         (["--rounds", "0"], "'0' is not a whole number of at least 1"),
+        (["--threads", "1025"], "'1025' is not a whole number from 1 to 1024"),
         (["--compare", "a", "b", "c"], "--compare takes one report or two, and there are 3"),
+        (["--json", "f", "--html", "./f"], "--html would overwrite ./f, which --json writes"),
+        (["--compare", "a", "b", "--json", "b"], "--json would overwrite b, which --compare reads"),
+        (["--compare", "a", "--html", "a"], "--html would overwrite a, which --compare reads"),
+        *[
+            (
+                [option, f"bench-{chart}.png", "--plot", "."],
+                f"--plot would overwrite bench-{chart}.png, which {option} ",
+            )
+            for option, chart in (("--json", "time"), ("--html", "ratio"), ("--compare", "tail"))
+        ],
     ],
 )
 def test_usage(capsys, arguments, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import proptim
 from proptim import cli
 from proptim._files import check_out, whole
 from proptim.cli import main
-from proptim.cli._parser import nearest
+from proptim.cli._parser import nearest, overwritten
 
 COMMANDS = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
 PROGRAM = Path(sys.executable).with_name("proptim")
@@ -271,6 +272,21 @@ def test_whole(tmp_path):
         fail(KeyboardInterrupt())
     assert path.read_text() == "first"
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_links_lead_to_the_same_file(tmp_path):
+    """Two names of one file, through a link to it or to its folder, and a link whose file is not there yet."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "elsewhere").symlink_to("folder")
+    (tmp_path / "link").symlink_to("folder/file")
+    names = [tmp_path / name for name in ("folder/file", "elsewhere/file", "link", "folder/../link")]
+    for there in (False, True):
+        if there:
+            names[0].touch()
+        for one, other in itertools.permutations(names, 2):
+            assert overwritten([("-i", one)], [("-o", other)]) == f"-o would overwrite {other}, which -i reads"
+            assert overwritten([], [("-o", one), ("-p", other)]) == f"-p would overwrite {other}, which -o writes"
+    assert overwritten([("-i", names[0]), ("-j", names[0])], [("-o", tmp_path / "file"), ("-p", None)]) == ""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and modes of POSIX")

@@ -395,18 +395,22 @@ def test_data_that_do_not_fit(capsys, kept, tmp_path):
     assert refused(capsys, "predict", path, "--data", data, "--out", out) == (
         f"--out {out}: there is no such folder; make it first"
     )
-    assert refused(capsys, "predict", path, "--data", data, "--out", "out.txt") == (
-        "--out out.txt: expected a name that ends in .npz or .csv"
-    )
-    with pytest.raises(SystemExit) as stop:
-        main(["predict", str(path), "--data", str(data), "--out", str(data)])
-    assert stop.value.code == 2
-    assert f"--out would overwrite {data}" in capsys.readouterr().err
+    for out, message in (
+        ("out.txt", "argument --out: 'out.txt': expected a name that ends in .npz or .csv"),
+        (data, f"--out would overwrite {data}, which --data reads"),
+        (path, f"--out would overwrite {path}, which MODEL reads"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["predict", str(path), "--data", str(data), "--out", str(out)])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith(f"proptim predict: error: {message}\n")
 
 
 def test_no_samples(capsys, kept, tmp_path):
     path, data = kept
     np.savez(data, x=np.zeros((0, 3)))
+    assert main(["predict", str(path), "--data", str(data)]) == 0
+    assert capsys.readouterr() == ("", "0 predictions\n")
     assert run(capsys, "predict", path, "--data", data, "--out", tmp_path / "out.npz").startswith("0 predictions, ")
     with np.load(tmp_path / "out.npz") as found:
         assert (found["y"].shape, found["probabilities"].shape) == ((0,), (0, 3))

@@ -13,12 +13,10 @@ from pathlib import Path
 MAX_NAME = 200  # bytes of the file's name that the temporary name repeats; a name may have 255 in all
 
 
-def check_out(path: str | PathLike[str], option: str = "", formats: tuple[str, ...] = ()) -> None:
+def check_out(path: str | PathLike[str], option: str = "") -> None:
     """Raise ValueError if no file can be written to this path; to be called before the work, not after it."""
     told = f"{option} {os.fspath(path)}".strip()
     found = Path(path)
-    if formats and found.suffix not in formats:
-        raise ValueError(f"{told}: expected a name that ends in {' or '.join(formats)}")
     if found.is_dir():
         raise ValueError(f"{told} is a folder; expected the name of a file")
     regular(path, told, "the name of a file")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # the exit code that a shell reports for a process that Ctrl-C ended
@@ -26,6 +27,49 @@ def unknown(word: str, words: Sequence[str], expected: str = "") -> str:
     meant = nearest(word, words)
     names = expected or ", ".join(words)
     return f"{word!r} is unknown" + (f"; did you mean {meant!r}? Expected {names}" if meant else f"; expected {names}")
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that is a whole number within these bounds."""
+
+    def taken(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {bounds}")
+        return number
+
+    return taken
+
+
+def name_ending(*endings: str) -> Callable[[str], str]:
+    """The type of an argument that names a file, whose format is that of the ending."""
+
+    def taken(text: str) -> str:
+        if os.path.splitext(text)[1] not in endings:  # noqa: PTH122 - as in Path.suffix, and the text stays as it is
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends in {' or '.join(endings)}")
+        return text
+
+    return taken
+
+
+Files = Iterable[tuple[str, str | os.PathLike[str] | None]]
+"""Options with the files that they name; None where an option was not given."""
+
+
+def overwritten(read: Files, written: Files) -> str:
+    """The message about a file that would replace one that is read, or another that is written; empty if none does."""
+    taken = {os.path.realpath(path): f"{option} reads" for option, path in read if path}
+    for option, path in written:
+        if path:
+            place = os.path.realpath(path)  # of what a link leads to, which is what is replaced
+            if place in taken:
+                return f"{option} would overwrite {os.fspath(path)}, which {taken[place]}"
+            taken[place] = f"{option} writes"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -51,10 +51,10 @@ class Run:
 
     name: str
     seed: int
-    sizes: list[int]
     batch_size: int
-    digest: int
     epochs: int
+    sizes: list[int] = field(default_factory=list)  # of the layers, which the data say, and so for the digest
+    digest: int = 0
     lr: float | None = None  # the optimizer's own
     task: str = TASKS[0]
     param_dtype: str = PARAM_DTYPES[0]
@@ -126,10 +126,11 @@ def arguments(run: Run) -> dict[str, Any]:
     return given if run.lr is None else {**given, "lr": run.lr}
 
 
-def check(run: Run) -> None:
-    """Raise ValueError if its optimizer cannot be made."""
+def check(run: Run, backend: Literal["c", "numba", "numpy"] | None) -> None:
+    """Raise ValueError if its optimizer cannot be made, ImportError if the backend cannot run here."""
+    options = {**arguments(run), "backend": backend}
     try:
-        OPTIMIZERS[run.name][0]([np.zeros(1, run.network_dtype)], **arguments(run))
+        OPTIMIZERS[run.name][0]([np.zeros(1, run.network_dtype)], **options)
     except ValueError as error:
         raise ValueError(f"{run.name}: {error}") from error
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from proptim import OPTIMIZERS
+from proptim._backend import MAX_THREADS
 from proptim._files import check_folder, check_out, whole
 from proptim.cli._console import require
-from proptim.cli._parser import INTERRUPTED, unknown
+from proptim.cli._parser import INTERRUPTED, overwritten, unknown, whole_number
 
 QUICK_ROUNDS, FULL_ROUNDS = 5, 9
 
@@ -50,8 +51,13 @@ def add_parser(commands: Any) -> None:
         help="measure only these, such as 'proptim,torch-*'; --list names them",
     )
     add("--list", action="store_true", help="only list the contestants, and why others are missing")
-    add("--rounds", type=_positive, metavar="N", help=f"at most (default: {QUICK_ROUNDS}, --full {FULL_ROUNDS})")
-    add("--threads", type=_positive, metavar="N", help="cores for each contestant (default: its own choice)")
+    add("--rounds", type=whole_number(1), metavar="N", help=f"at most (default: {QUICK_ROUNDS}, --full {FULL_ROUNDS})")
+    add(
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        metavar="N",
+        help="cores for each contestant (default: its own choice)",
+    )
     add("--self", action="store_true", help="check the harness: proptim compared with itself has to give a ratio of 1")
     add("--json", metavar="FILE", help="write all figures as JSON; - prints them and nothing else")
     add("--html", metavar="FILE", help="write the report as one HTML page")
@@ -68,11 +74,17 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure as told; 1 if nothing was measured, or if the harness does not agree with itself."""
-    from proptim.bench import compare, report, session
+    from proptim.bench import charts, compare, report, session
     from proptim.bench.console import Printer
     from proptim.bench.contestants import select
 
-    for path in filter(None, (args.html, args.json if args.json != "-" else None)):
+    drawn = charts.files(args.plot).values() if args.plot else ()
+    json_file = args.json if args.json != "-" else None
+    read = [("--compare", path) for path in args.compare or ()]
+    written = [("--json", json_file), ("--html", args.html), *(("--plot", path) for path in drawn)]
+    if clash := overwritten(read, written):
+        args.usage_error(clash)
+    for path in filter(None, (args.html, json_file)):
         check_out(path)
     if args.self and (args.rules or args.sizes or args.contestants):
         args.usage_error("--self has cases of its own; leave out --rules, --sizes and --contestants")
@@ -160,9 +172,3 @@ def _contestants(text: str) -> list[str]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text.split(",")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

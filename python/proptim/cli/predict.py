@@ -12,6 +12,7 @@ import numpy as np
 from proptim import _model
 from proptim._files import check_out, whole
 from proptim.cli._console import require
+from proptim.cli._parser import name_ending, overwritten
 from proptim.cli._run import r2
 from proptim.cli._samples import check_features, read, select
 
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--out",
+        type=name_ending(*FORMATS),
         metavar="FILE",
         help="an .npz file for y, and for classes also probabilities and classes; or a .csv file for y",
     )
@@ -51,11 +53,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict as told."""
     if args.out:
-        out = Path(args.out)
-        check_out(out, "--out", FORMATS)
-        for path in (args.model, args.data):
-            if out.resolve() == Path(path).resolve():
-                args.usage_error(f"--out would overwrite {path}")
+        if told := overwritten([("MODEL", args.model), ("--data", args.data)], [("--out", args.out)]):
+            args.usage_error(told)
+        check_out(args.out, "--out")
     door = require("proptim.sklearn", "the network is scikit-learn's", "copy the model to where it is")
     model, params = _model.read(args.model)
     width = len(params[0])
@@ -85,14 +85,14 @@ def run(args: argparse.Namespace) -> int:
         else:
             report += " (y is not numbers, and the model predicts numbers)"
     if args.out is None:
-        print("\n".join(map(str, y.tolist())))
+        print("".join(f"{value}\n" for value in y.tolist()), end="")
         print(report, file=sys.stderr)
         return 0
     arrays = {"y": y}
     if model.classes is not None:
         probabilities = estimator.predict_proba(x) if len(x) else np.empty((0, len(model.classes)))
         arrays |= {"probabilities": probabilities, "classes": estimator.classes_}
-    _write(out, arrays)
+    _write(Path(args.out), arrays)
     print(f"{report}, written to {args.out}")
     return 0
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from proptim._backend import BACKENDS
+from proptim._backend import BACKENDS, MAX_THREADS
 from proptim._files import check_out
 from proptim._prepared import ROUNDINGS
 from proptim._storage import SMALLEST_IN_BLOCKS, STATE_DTYPES
 from proptim.cli._console import draw, progress, require, table
-from proptim.cli._parser import INTERRUPTED, unknown
+from proptim.cli._parser import INTERRUPTED, name_ending, overwritten, unknown, whole_number
 from proptim.cli._run import (
     OPTIMIZERS,
     PARAM_DTYPES,
@@ -82,16 +82,16 @@ def add_parser(commands: Any) -> None:
         metavar="N[,N]",
         help=f"sizes of the hidden layers (default: {_text(HIDDEN)})",
     )
-    add("--epochs", type=_positive, metavar="N", help=f"number of passes over the data (default: {EPOCHS})")
+    add("--epochs", type=whole_number(1), metavar="N", help=f"number of passes over the data (default: {EPOCHS})")
     add(
         "--lr",
-        type=float,
+        type=_rate,
         metavar="RATE",
         help="learning rate, for Rprop the first step size (default: as published; sgd: 0.1)",
     )
     add(
         "--batch-size",
-        type=_positive,
+        type=whole_number(1),
         metavar="N",
         help=f"samples in a step; Rprop takes all (default: {BATCH_SIZE})",
     )
@@ -112,15 +112,20 @@ def add_parser(commands: Any) -> None:
         choices=ROUNDINGS,
         help=f"how state of 16 bits is rounded, at random by the seed with {ROUNDINGS[1]} (default: {ROUNDINGS[0]})",
     )
-    add("--seed", type=_seed, metavar="N", help="for test samples, first weights and order of samples (default: 0)")
+    add(
+        "--seed",
+        type=whole_number(0),
+        metavar="N",
+        help="for test samples, first weights and order of samples (default: 0)",
+    )
     add("--backend", choices=BACKENDS, help="what runs the optimizer (default: the best that is installed)")
     add(
         "--threads",
-        type=_positive,
+        type=whole_number(1, MAX_THREADS),
         metavar="N",
         help="threads of the optimizer (default: as many as make it faster)",
     )
-    add("--plot", metavar="FILE.png", help="draw training loss and test score by epoch")
+    add("--plot", type=name_ending(*FORMATS), metavar="FILE.png", help="draw training loss and test score by epoch")
     add("--save", metavar="FILE.npz", help="save model and run to a file, after every epoch: for predict and --resume")
     add(
         "--resume",
@@ -141,17 +146,17 @@ def run(args: argparse.Namespace) -> int:
     for option in ("test", "target", "task"):
         if getattr(args, option) and not args.data:
             args.usage_error(f"--{option} is for data of your own: give --data too")
-    for path in filter(None, (args.data, args.test)):
-        if args.save and Path(path).resolve() == Path(args.save).resolve():
-            args.usage_error(f"--save would overwrite the data in {path}")
+    plot = "--plot", args.plot
+    data_files = ("--data", args.data), ("--test", args.test)
+    resumed = [("--resume", args.resume)]  # which --save may replace
+    if told := overwritten(data_files, [("--save", args.save), plot]) or overwritten(resumed, [plot]):
+        args.usage_error(told)
     if args.save:
         check_out(args.save, "--save")
     if args.plot:
-        check_out(args.plot, "--plot", FORMATS)
+        check_out(args.plot, "--plot")
         require("matplotlib.figure", "--plot needs matplotlib", "leave --plot out")
     runs, data, saved = _resume(args) if args.resume else _begin(names, args)
-    for each in runs:
-        check(each)
     title = _title(runs[0], data)
     stream = sys.stdout if not args.json else sys.stderr if sys.stderr.isatty() else None
     code = 0
@@ -204,25 +209,30 @@ Begun = tuple[list[Run], Samples, Saved | None]
 
 
 def _begin(names: list[str], args: argparse.Namespace) -> Begun:
-    seed = args.seed or 0
-    data = load_samples(args.data, seed, args.test, args.task, args.target)
-    sizes = [data.x.shape[1], *(args.hidden or HIDDEN), data.outputs]
     runs = [
         Run(
             name=name,
-            seed=seed,
-            sizes=sizes,
-            batch_size=len(data.y) if full_batch(name) else args.batch_size or BATCH_SIZE,
-            digest=data.digest,
+            seed=args.seed or 0,
+            batch_size=args.batch_size or BATCH_SIZE,
             epochs=args.epochs or EPOCHS,
             lr=args.lr,
-            task=data.task,
             param_dtype=args.param_dtype or PARAM_DTYPES[0],
             state_dtype=args.state_dtype or "",
             rounding=args.rounding or ROUNDINGS[0],
         )
         for name in names
     ]
+    try:
+        for each in runs:
+            check(each, args.backend)
+    except ValueError as error:
+        args.usage_error(str(error))
+    data = load_samples(args.data, args.seed or 0, args.test, args.task, args.target)
+    for each in runs:
+        each.sizes = [data.x.shape[1], *(args.hidden or HIDDEN), data.outputs]
+        each.digest, each.task = data.digest, data.task
+        if each.full_batch:
+            each.batch_size = len(data.y)
     return runs, data, None
 
 
@@ -241,6 +251,7 @@ def _resume(args: argparse.Namespace) -> Begun:
     ):
         if given not in (None, held):
             raise ValueError(f"{args.resume} holds a run with {option} {_text(held)}, not {_text(given)}; leave it out")
+    check(run, args.backend)
     run.epochs = args.epochs or run.epochs
     if run.epochs <= len(run.loss):
         raise ValueError(f"{args.resume} has had its {len(run.loss)} epochs; give more --epochs to go on")
@@ -273,25 +284,17 @@ def _names(text: str) -> list[str]:
 
 
 def _sizes(text: str) -> list[int]:
-    return [_positive(size) for size in text.split(",")]
+    return [*map(whole_number(1), text.split(","))]
 
 
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
+def _rate(text: str) -> float:
     try:
-        number = int(text)
+        rate = float(text)
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return number
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
+    return rate
 
 
 def _text(value: Any, separator: str = ",") -> str:
