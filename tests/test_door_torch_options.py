@@ -296,6 +296,33 @@ def test_a_factor_that_is_not_finite_in_float32_is_refused():
     opt.step()
 
 
+def test_the_seed_can_be_set_and_comes_with_the_state():
+    """A seed that is set counts from the next step on, and that of a state_dict counts from loading on."""
+
+    def made(seed):
+        params = [torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16))]
+        return params, proptim.torch.SGD(params, lr=0.01, master=None, rounding="stochastic", seed=seed)
+
+    def stepped(params, opt):
+        give(params, 1)
+        opt.step()
+        return params[0].detach().clone()
+
+    first, second = stepped(*made(1)), stepped(*made(2))
+    assert not torch.equal(first, second)
+    params, opt = made(1)
+    opt.seed = 2
+    assert torch.equal(stepped(params, opt), second)
+    params, opt = made(1)
+    saved = made(2)[1].state_dict()
+    assert saved.keys() == {"state", "param_groups", "seed"}
+    opt.load_state_dict(saved)
+    assert opt.seed == 2
+    assert torch.equal(stepped(params, opt), second)
+    plain = proptim.torch.SGD(params, lr=0.01, seed=2)
+    assert plain.state_dict().keys() == {"state", "param_groups"}
+
+
 # Signatures ----------------------------------------------------------------------------------------------------------
 
 

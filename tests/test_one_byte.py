@@ -80,6 +80,22 @@ def test_averages_are_rounded_to_the_nearest_level(kind, levels):
     assert np.array_equal(again.scale, stored.scale)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(("kind", "levels"), [(Int8, 127), (Squares8, 254)])
+def test_the_largest_of_a_block_is_exact_from_the_least_scale_on(kind, levels):
+    """Below it numbers are levels of the least scale, 2^-109; the first level of squares is a normal number then."""
+    least = np.float32(2.0**-109)
+    for largest in (np.nextafter(least, np.float32(1)), least):
+        stored = through(kind, np.array([0, largest], np.float32))
+        assert (stored.scale[0], stored.load()[1]) == (largest, largest)
+    under = np.nextafter(least, np.float32(0))
+    stored = through(kind, np.array([0, under], np.float32))
+    assert (stored.scale[0], stored.load()[1]) == (least, least) != (least, under)
+    first = float(through(kind, np.array([np.float32(2.0**-126)])).load()[0])
+    assert first == (0.0 if kind is Int8 else float(np.float32(1 / levels**2) * least))
+    assert kind is Int8 or np.finfo(np.float32).smallest_normal <= first < 2.0**-124
+
+
 @pytest.mark.parametrize("kind", [Int8, Squares8])
 def test_what_is_not_finite_is_nan_alone(kind):
     """NaN and infinity become NaN; the others of their block are as without them."""

@@ -1,12 +1,13 @@
 /*
  * codecs/levels.h - what the codecs of averages in one byte share.  The elements of a block, PROPTIM_QUANTA or the
- * fewer at the end, have one scale: the largest size among them.
+ * fewer at the end, have one scale: the largest size among them, and at least 2^-109, as bytes.inc explains.
  *
- *   store   scale <- max |x|;  level <- sqrt(|x| / scale) levels, rounded to the nearer of both squares
+ *   store   scale <- max(|x|, 2^-109);  level <- sqrt(|x| / scale) levels, rounded to the nearer of both squares
  *   load    |x|   <- scale level^2 / levels^2
  *
  * Small numbers need many levels: beside gradients of one, averages of gradients of a hundredth still move.  The scale
- * is exact, and so is the largest number of a block; what was loaded is stored as the same bytes again.
+ * is exact, and so is the largest number of a block that is at least 2^-109; what was loaded is stored as the same
+ * bytes again.
  */
 
 /* 1 / (levels * levels), as a REAL: its product with the square of `levels` is exactly 1 for 127 and for 254. */

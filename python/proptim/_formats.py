@@ -215,12 +215,13 @@ class Published(NamedTuple):
 QUANTA = 256
 """Elements that share a scale."""
 LEAST_SCALE = np.float32(2.0**-109)
+"""Of a block in which all numbers are smaller: the smallest level of squares, 2^-125, is a normal number with it."""
 CODES = (np.dtype(np.int8), np.dtype(np.uint8))
 """The dtypes of codes of one byte."""
 
 
 class Int8(NamedTuple):
-    """Averages of either sign in one byte, and the scale of each block: the largest size in it."""
+    """Averages of either sign in one byte, and the scale of each block: the largest size in it, or `LEAST_SCALE`."""
 
     code: Array
     scale: Array
