@@ -216,11 +216,12 @@ def test_small_averages_stay_in_float32_and_a_dict_says_which():
         "exp_avg_sq": "float16",
     }
     assert {n: a.dtype.name for n, a in state[1].items() if n != "step"} == {
-        "exp_avg": "int8",
+        "exp_avg_code": "int8",
         "exp_avg_scale": "float32",
         "exp_avg_sq": "float16",
     }
-    assert proptim.Rprop([small], state_dtype="int8", **ON_GRID).state_dict()["state"][0]["step_word"].dtype == np.uint8
+    word = proptim.Rprop([small], state_dtype="int8", **ON_GRID).state_dict()["state"][0]["step_word_code"]
+    assert word.dtype == np.uint8
 
 
 @pytest.mark.parametrize("magnitude", [1e-3, 1.0, 1e3])
@@ -322,7 +323,8 @@ def test_functions_take_codes_and_scales(backend, name, i):
         function(w, grad, **state, step=k + 1, **hyper, **more)
     kept = opt.state_dict()["state"][0]
     assert np.array_equal(w, twin)
-    assert state.keys() == {n for n, a in kept.items() if isinstance(a, np.ndarray)}
+    kept = {n.removesuffix("_code"): a for n, a in kept.items() if isinstance(a, np.ndarray)}
+    assert state.keys() == kept.keys()
     assert all(np.array_equal(a, kept[n]) for n, a in state.items())
 
 
@@ -335,9 +337,13 @@ def test_functions_refuse_what_init_does_not_make():
     readonly.flags.writeable = False
     for change, kind, words in (
         ({"exp_avg_scale": None}, TypeError, "exp_avg has one byte and no exp_avg_scale; expected both"),
-        ({"exp_avg": code.view(np.uint8)}, ValueError, "'exp_avg' in the call is uint8 .* expected int8"),
-        ({"exp_avg": code[:9]}, ValueError, r"'exp_avg' in the call is int8 of shape \(9, 2\)"),
-        ({"exp_avg_scale": scale[:3]}, ValueError, "the call has no array 'exp_avg_scale' of 32 numbers in float32"),
+        ({"exp_avg": code.view(np.uint8)}, ValueError, "^exp_avg is uint8 .* expected int8"),
+        ({"exp_avg": code[:9]}, ValueError, r"^exp_avg is int8 of shape \(9, 2\)"),
+        (
+            {"exp_avg_scale": scale[:3]},
+            ValueError,
+            r"^exp_avg_scale is float32 of shape \(3,\); expected .* \(32,\), saved",
+        ),
         ({"exp_avg_scale": readonly}, ValueError, "exp_avg_scale is read-only"),
         ({"exp_avg": np.asfortranarray(code)}, ValueError, "exp_avg is not in C order; expected an array as init"),
         ({"exp_avg": code, "exp_avg_scale": state["exp_avg_sq_scale"]}, ValueError, "exp_avg.* share memory"),
@@ -387,16 +393,33 @@ def test_rows_of_steps(backend):
     assert np.array_equal(opt.state[0]["step_size"], whole.state[0]["step_size"])
 
 
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_names_of_before(name, i):
+    """A state whose codes have the name of their array, as it was saved before they had one of their own, loads."""
+    opt, twin = made(name, i), made(name, i)
+    step(opt, np.random.default_rng(10))
+    saved = opt.state_dict()
+    state = saved["state"][0]
+    saved["state"][0] = {n.removesuffix("_code"): a for n, a in state.items()}
+    assert not state.keys() & {n.removesuffix("_code") for n in state if n.endswith("_code")}
+    twin.load_state_dict(saved)
+    assert bits(twin, 0) == bits(opt, 0)
+
+
 def test_damaged_state_is_refused():
     w = np.zeros(SHAPE, np.float32)
     opt = proptim.Adam([w], state_dtype="int8")
     step(opt, np.random.default_rng(9))
     before = bits(opt, w)
     for change, words in {
-        "missing": "no array 'exp_avg_scale' of 22 numbers in float32",
+        "missing": "^'exp_avg_scale' in state 0 of state_dict is missing; expected 22 numbers in float32, saved",
         "negative": "'exp_avg_scale' in state 0 of state_dict has numbers that are no scales",
-        "signed": "'exp_avg' in state 0 of state_dict is uint8 .* expected int8",
-        "shape": r"'exp_avg' in state 0 of state_dict is int8 of shape \(83, 67\)",
+        "signed": "'exp_avg_code' in state 0 of state_dict is uint8 .* expected int8",
+        "shape": r"'exp_avg_code' in state 0 of state_dict is int8 of shape \(83, 67\)",
+        "cast": "^'exp_avg_code' in state 0 of state_dict is float32; expected int8 or uint8: load_state_dict of",
+        "both": "^'exp_avg' in state 0 of state_dict is float32 beside 'exp_avg_code' and 'exp_avg_scale', of state in",
+        "beside": "^'exp_avg' in state 0 of state_dict is float32 beside 'exp_avg_scale', of state in one byte;",
+        "alone": "^'exp_avg_scale' in state 0 of state_dict is there, and there is no 'exp_avg_code'; expected both",
     }.items():
         saved = opt.state_dict()
         state = saved["state"][0]
@@ -405,11 +428,21 @@ def test_damaged_state_is_refused():
         elif change == "negative":
             state["exp_avg_scale"][3] = -1
         elif change == "signed":
-            state["exp_avg"] = state["exp_avg"].view(np.uint8)
+            state["exp_avg_code"] = state["exp_avg_code"].view(np.uint8)
+        elif change == "shape":
+            state["exp_avg_code"] = state["exp_avg_code"].reshape(83, 67)
+        elif change == "cast":
+            state["exp_avg_code"] = state["exp_avg_code"].astype(np.float32)
+        elif change == "both":
+            state["exp_avg"] = state["exp_avg_code"].astype(np.float32)
+        elif change == "beside":
+            state["exp_avg"] = state.pop("exp_avg_code").astype(np.float32)
         else:
-            state["exp_avg"] = state["exp_avg"].reshape(83, 67)
-        with pytest.raises(ValueError, match=words):
-            opt.load_state_dict(saved)
+            del state["exp_avg_code"]
+        torch_has_had_it = change in ("cast", "both", "beside", "alone")
+        for cast in (False, True):
+            with pytest.raises(TypeError if torch_has_had_it else ValueError, match=words):
+                opt.load_state_dict(saved, cast=cast)
         assert bits(opt, w) == before
     rprop = proptim.Rprop([w], state_dtype="int8", **ON_GRID)
     saved = rprop.state_dict()

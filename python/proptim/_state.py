@@ -20,10 +20,12 @@ from proptim._storage import (
     SCALE,
     compacted,
     dtype_of_state,
+    find_codes,
     in_one_byte,
     is_compact,
     named,
     plane_like,
+    saved_as,
     show_state,
     taken_compact,
 )
@@ -67,6 +69,7 @@ def dump(rule: type[Rule], members: Members, counts: Mapping[str, Any]) -> dict[
         for p in parameters:
             arrays = p.state if is_compact(p.state) else show_state(rule, p.state)
             copied = {n: shown(array.copy() if array is p.state.get(n) else array) for n, array in arrays.items()}
+            copied = saved_as(copied)
             master = {} if p.plane is None else {"master": p.numbers()}
             state[len(state)] = {**rule.show_clock(p.clock, p.state), **copied, **master}
         groups.append(saved)
@@ -196,6 +199,8 @@ def _parse_state(
             raise ValueError(f"{name!r} in {label} has negative elements; expected none in what is made of squares")
     if plane is None and p.plane is not None:  # the weights are the master
         plane = plane_like(p.array, p.plane.dtype, widened(p.array, FLOAT32))
+    if given.keys() <= {*rule.states}:  # proptim.torch.Rprop with a state_dtype saves it as it is kept
+        given = rule.show_state(given) if given else {}
     state = rule.read_state(given) if given else {}
     state |= {name: array for name, array in compact.items() if name in rule.states}
     for name in state:
@@ -254,19 +259,21 @@ def _parse_compact(
     cast: bool,
 ) -> tuple[dict[Any, Any], dict[str, Array]]:
     """State in one byte: the entry without it, or with it in float32 where it is kept otherwise; and what is kept."""
+    of = "{!r} in {}".format
     rest = dict(entry)
     compact: dict[str, Array] = {}
-    for name, value in entry.items():
-        if name not in rule.states or str(getattr(value, "dtype", "")).removeprefix("torch.") not in ("int8", "uint8"):
+    for name in rule.states:
+        if not (found := find_codes(entry, name, lambda n: of(n, label))):
             continue
-        code, scale = np.asarray(rest.pop(name)), rest.pop(name + SCALE, None)
+        code, scale = np.asarray(rest.pop(found)), rest.pop(name + SCALE, None)
         one_byte = kept_as(name) in CODES
         if not one_byte and not cast:
             raise TypeError(
-                f"{name!r} in {label} is {code.dtype.name}; expected {name_of(kept_as(name))}, in which the state of "
+                f"{of(found, label)} is {code.dtype.name}; expected {name_of(kept_as(name))}, in which the state of "
                 f"{p.label} is kept: {_mend(code.dtype, kept_as(name))}"
             )
-        saved = taken_compact(rule, h if one_byte else None, name, code, scale, p.array.shape, label)
+        labels = of(found, label), of(name + SCALE, label)
+        saved = taken_compact(rule, h if one_byte else None, name, code, scale, p.array.shape, *labels)
         if one_byte:
             compact |= {n: a.copy("C") for n, a in named(name, saved).items()}
         else:

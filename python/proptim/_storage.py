@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,10 @@ SMALLEST_IN_BLOCKS = 4096
 mostly biases and scales, of which one block has all, and which matter more than their number."""
 SCALE = "_scale"
 """What the name of a state array in one byte ends with if its scales are meant."""
+CODE = "_code"
+"""What it ends with if its codes are meant, in what is saved and in states of torch. Under the name of the array itself
+torch.optim would take codes for its numbers."""
+ONE_BYTE = tuple(dtype.name for dtype in CODES)
 AVERAGE = "ema"
 """The name of the state array that is the average of a parameter."""
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"split": BFLOAT16, "float32": FLOAT32}
@@ -201,6 +205,45 @@ def named(name: str, compact: Compact) -> dict[str, Array]:
     return {name: compact[0], name + SCALE: compact[1]}
 
 
+def saved_as(state: Mapping[str, Array]) -> dict[str, Array]:
+    """State arrays by the names under which they are saved."""
+    return {name + CODE if array.dtype in CODES else name: array for name, array in state.items()}
+
+
+def array_of(name: str) -> str:
+    """The name of the state array to which codes or scales of this name belong; any other name unchanged."""
+    return name.removesuffix(SCALE).removesuffix(CODE)
+
+
+def find_codes(own: Mapping[Any, Any], name: str, of: Callable[[str], str]) -> str:
+    """The name under which a saved state has the codes of a state array: before format 4 that of the array itself.
+
+    Empty if it has none. TypeError for codes or scales beside numbers, or for codes that are no integers any more.
+    """
+    dtypes = {
+        n: str(getattr(own[n], "dtype", type(own[n]).__name__)).removeprefix("torch.")
+        for n in (name, name + CODE, name + SCALE)
+        if own.get(n) is not None
+    }
+    found = [n for n in dtypes if n != name + SCALE]
+    if len(found) == 1 and dtypes[found[0]] in ONE_BYTE:
+        return found[0]
+    if not {*dtypes} - {name}:
+        return ""
+    mend = (
+        "load_state_dict of torch.optim casts what it loads, and state in one byte means nothing to it. Load that with "
+        "cast=True into an optimizer of proptim without state_dtype first, and into torch.optim what this saves"
+    )
+    if name in dtypes:
+        beside = " and ".join(repr(n) for n in dtypes if n != name)
+        raise TypeError(
+            f"{of(name)} is {dtypes[name]} beside {beside}, of state in one byte; expected one or the other: {mend}"
+        )
+    if found:
+        raise TypeError(f"{of(found[0])} is {dtypes[found[0]]}; expected {' or '.join(ONE_BYTE)}: {mend}")
+    raise TypeError(f"{of(name + SCALE)} is there, and there is no {name + CODE!r}; expected both: {mend}")
+
+
 def taken_compact(
     rule: type[Rule],
     h: Mapping[str, Any] | None,
@@ -209,26 +252,29 @@ def taken_compact(
     scale: Any,
     shape: tuple[int, ...],
     label: str,
+    scale_label: str,
 ) -> Compact:
     """State in one byte that was saved; ValueError for what was not saved so. `h`: the grid has to be that of these."""
     form = rule.in_one_byte(name)
     kind, length = CODES[form is not Int8], 2 if form is Steps8 else -(-code.size // QUANTA)
     if code.dtype != kind or code.shape != shape:
         raise ValueError(
-            f"{name!r} in {label} is {code.dtype.name} of shape {code.shape}; expected {kind.name} of shape {shape}, "
-            "that of the parameter"
+            f"{label} is {code.dtype.name} of shape {code.shape}; expected {kind.name} of shape {shape}, that of the "
+            "parameter"
         )
     scales = np.asarray(scale)
-    if scale is None or scales.dtype != FLOAT32 or scales.shape != (length,):
+    if scale is None:
+        raise ValueError(f"{scale_label} is missing; expected {length} numbers in float32, saved with {label}")
+    if scales.dtype != FLOAT32 or scales.shape != (length,):
         raise ValueError(
-            f"{label} has no array {name + SCALE!r} of {length} numbers in float32; expected what was saved with "
-            f"{name!r}"
+            f"{scale_label} is {scales.dtype.name} of shape {scales.shape}; expected float32 of shape {(length,)}, "
+            f"saved with {label}"
         )
     if not (np.isfinite(scales) & (scales >= 0)).all():
-        raise ValueError(f"{name + SCALE!r} in {label} has numbers that are no scales; expected finite ones >= 0")
+        raise ValueError(f"{scale_label} has numbers that are no scales; expected finite ones >= 0")
     if form is Steps8 and h is not None and not np.array_equal(rule.grid_of(h), scales):
         raise ValueError(
-            f"{name + SCALE!r} in {label} is {scales.tolist()}; expected {rule.grid_of(h).tolist()}, the grid of etas "
+            f"{scale_label} is {scales.tolist()}; expected {rule.grid_of(h).tolist()}, the grid of etas "
             "and step_sizes, which cannot change while the state is in one byte"
         )
     return form(code, scales)

@@ -22,6 +22,7 @@ from proptim._rows import told_nonfinite
 from proptim._stepper import Tally
 from proptim._storage import (
     AVERAGE,
+    CODE,
     MASTER_DTYPES,
     SCALE,
     check_master,
@@ -227,6 +228,7 @@ class Door(torch.optim.Optimizer):
                 continue
             for name in self._rule.states:
                 if name in own and keeping.dtype(name, p) != DTYPES[p.dtype]:
+                    del own[name]
                     own.update(keeping.first({**self._hyper, **self.defaults}, name, p))
             own.update(keeping.first_plane(p))
 
@@ -703,14 +705,14 @@ class Door(torch.optim.Optimizer):
         names = keeping.names(p)
         plain = names == self._rule.states
         wanted = [n for n in settled.wanted if n != AVERAGE]
-        tensors = {n: own[n] for n in (wanted if plain else names) if own.get(n) is not None}
-        tensors |= {n + SCALE: own[n + SCALE] for n in [*tensors] if own.get(n + SCALE) is not None}
+        parts = {name: keeping.parts(name, p) for name in (wanted if plain else names)}
+        tensors = {n: own[n] for every in parts.values() for n in every if own.get(n) is not None}
         arrays = {name: seen(t, f"state {name!r} of {parameter.label}") for name, t in tensors.items()}
-        begun, known = bool(tensors), dict(arrays)
+        begun, known = bool(tensors), {name.removesuffix(CODE): array for name, array in arrays.items()}
         if begun and not plain:
             self._rule.read_state(arrays)  # which raises for what no step leads to
         for name in wanted:
-            if name not in tensors and (plain or not begun):
+            if not begun or (plain and parts[name][0] not in tensors):
                 tensors |= keeping.first(settled.h, name, p)
         plane = keeping.plane(dtype)
         if plane is not None:
@@ -731,6 +733,7 @@ class Door(torch.optim.Optimizer):
             check_writable(array, f"state {name!r} of {parameter.label}")
         if plane is not None:
             del arrays[plane[0]]
+        arrays = {name.removesuffix(CODE): array for name, array in arrays.items()}
         state = self._formatted(p, tensors, arrays)
         parameter.state = arrays
         clock: list[Any] = []

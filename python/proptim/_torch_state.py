@@ -22,14 +22,18 @@ from proptim._registry import OPTIMIZERS
 from proptim._state import short
 from proptim._storage import (
     AVERAGE,
+    CODE,
     SCALE,
+    array_of,
     compacted,
     dtype_of_plane,
     dtype_of_state,
+    find_codes,
     first_compact,
     first_number,
     named,
     plane_like,
+    saved_as,
     taken_compact,
 )
 from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_state
@@ -71,6 +75,10 @@ class Keeping:
         usual = dtype_of_state(None, None, "", DTYPES[p.dtype], 0)
         return self.shown if all(self.dtype(n, p) == usual for n in self.rule.states) else self.rule.states
 
+    def parts(self, name: str, p: Any) -> tuple[str, ...]:
+        """The names of the tensors that together are a state array of a parameter."""
+        return (name + CODE, name + SCALE) if self.dtype(name, p) in CODES else (name,)
+
     def plane(self, param: np.dtype[Any]) -> tuple[str, np.dtype[Any]] | None:
         """Name and dtype of the second plane of a parameter of this dtype; None if it has none."""
         dtype = dtype_of_plane(self.master, param)
@@ -85,7 +93,7 @@ class Keeping:
     def first(self, h: Mapping[str, Any], name: str, p: Any) -> dict[str, Any]:
         """A state array of a parameter before the first step, as it is shown: tensors by name."""
         if self.dtype(name, p) in CODES:
-            return tensors_of(first_compact(self.rule, h, name, tuple(p.shape)))
+            return tensors_of(saved_as(first_compact(self.rule, h, name, tuple(p.shape))))
         made = room(local(p), self.dtype(name, p))
         array = seen(made, name)
         view = real_view(array)
@@ -145,7 +153,8 @@ class Keeping:
                 if not cast:
                     raise TypeError(unlike(of(name), array.dtype, dtype, loading))
                 array = self._in_dtype(array, FLOAT32, p, of(name), loading, cast)
-                compact |= tensors_of(compacted(self.rule, h, name, np.ascontiguousarray(array)))
+                compact |= tensors_of(saved_as(compacted(self.rule, h, name, np.ascontiguousarray(array))))
+                kept.pop(name, None)
                 continue
             array = self._in_dtype(array, dtype, p, of(name), loading, cast)
             if array is not found.get(name):
@@ -170,21 +179,23 @@ class Keeping:
         rest = dict(own)
         compact: dict[str, Any] = {}
         for name in self.rule.states:
-            code, scale = rest.get(name), rest.get(name + SCALE)
-            if not isinstance(code, torch.Tensor) or code.dtype not in (torch.int8, torch.uint8):
+            if not (label := find_codes(own, name, of)):
                 continue
+            code, scale = rest.pop(label), rest.pop(name + SCALE, None)
             one_byte = (dtype := self.dtype(name, p)) in CODES
             array = local(code).detach().numpy()
             if not one_byte and not cast:
-                raise TypeError(unlike(of(name), array.dtype, dtype, loading))
+                raise TypeError(unlike(of(label), array.dtype, dtype, loading))
             scales = scale.detach().numpy() if isinstance(scale, torch.Tensor) else None
-            saved = taken_compact(
-                self.rule, h if one_byte else None, name, array, scales, tuple(p.shape), of(name).partition(" ")[2]
-            )
-            del rest[name], rest[name + SCALE]
+            labels = of(label), of(name + SCALE)
+            saved = taken_compact(self.rule, h if one_byte else None, name, array, scales, tuple(p.shape), *labels)
             if one_byte:
                 dense = all(plane.flags.c_contiguous for plane in saved)
-                compact |= {name: code, name + SCALE: scale} if dense else tensors_of(named(name, saved))
+                compact |= (
+                    dict(zip(self.parts(name, p), (code, scale), strict=True))
+                    if dense
+                    else tensors_of(saved_as(named(name, saved)))
+                )
             else:
                 shown = self.rule.show_state({name: saved.load()})
                 rest |= {n: torch.from_numpy(a) for n, a in shown.items()}
@@ -256,6 +267,8 @@ class Keeping:
     def check_names(self, own: Mapping[Any, Any], label: str) -> None:
         """Raise ValueError for a saved state that is that of an optimizer of another class, or a part of one."""
         expected = "expected the state of an optimizer of the same class"
+        there = {name: value for name, value in own.items() if value is not None}
+        own = {array_of(name) if isinstance(name, str) else name: value for name, value in there.items()}
         for name in own:  # names that no optimizer has are the user's own, which torch.optim keeps too
             if name not in {*self.shown, *self.rule.states, *self.rule.clock_start} and name in state_names():
                 raise ValueError(f"{label} has {name!r}, unknown to {self.rule.__name__}; {expected}")
@@ -277,7 +290,7 @@ class Keeping:
         if len(keys) != len(params):
             return state_dict
         ours = {*self.shown, *self.rule.states, *self.counts, *MASTERS.values(), AVERAGE}
-        ours |= {name + SCALE for name in self.rule.states}
+        ours |= {name + part for name in self.rule.states for part in (CODE, SCALE)}
         for key, p, group in zip(keys, params, groups, strict=True):
             own = state.get(key)
             if not isinstance(own, Mapping):

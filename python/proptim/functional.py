@@ -91,6 +91,7 @@ from proptim._rows import (
     viewed,
 )
 from proptim._storage import (
+    ONE_BYTE,
     SCALE,
     check_plane,
     check_state,
@@ -236,7 +237,7 @@ class OneShot:
                 "from 1 on"
             )
         for name, each in given.items():
-            if str(getattr(each, "dtype", "")).rpartition(".")[2] in ("int8", "uint8") and scales[name] is None:
+            if str(getattr(each, "dtype", "")).rpartition(".")[2] in ONE_BYTE and scales[name] is None:
                 raise TypeError(f"{name} has one byte and no {name}{SCALE}; expected both, as init() makes them")
         for name in rule.states:
             if given.get(name) is None and name in wanted:
@@ -313,7 +314,7 @@ def _compact(rule: type[Rule], h: Mapping[str, Any], name: str, code: Any, scale
     if code is None:
         raise TypeError(f"{name}{SCALE} is given and no {name}; expected both, as init() makes them")
     planes = np.asarray(code), np.asarray(scale)
-    pair = taken_compact(rule, h, name, *planes, param.shape, "the call")
+    pair = taken_compact(rule, h, name, *planes, param.shape, name, name + SCALE)
     for label, plane in named_compact(name, pair).items():
         check_writable(plane, label)
         if not plane.flags.c_contiguous:

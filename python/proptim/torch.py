@@ -174,8 +174,8 @@ state_dtype : {{"float32", "float64", "bfloat16", "float16", "int8"}} or dict, o
     The dtype of the state, or a dict with the dtypes of some of its arrays, by name:
     {states}.
     The default is float32 for parameters of 16 and 32 bits, and float64 for float64; torch keeps state in the dtype of
-    the parameter. "int8" keeps averages as codes of one byte, as in ``opt.state[p]["exp_avg"]``, with a scale for each
-    256 of them in ``opt.state[p]["exp_avg_scale"]``, and Rprop's step sizes in one byte: see `proptim.Optimizer`.
+    the parameter. "int8" keeps averages as codes of one byte, as in ``opt.state[p]["exp_avg_code"]``, with a scale for
+    each 256 of them in ``opt.state[p]["exp_avg_scale"]``, and Rprop's step sizes in one byte: see `proptim.Optimizer`.
 rounding : {{"nearest", "stochastic"}}, default "nearest"
     How parameters of 16 bits with ``master=None`` and state of a narrower `state_dtype` are rounded when they are
     stored: to nearest, or to one of both neighbours at random, so that the expected value is the number itself. With
