@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD, CSRC = ROOT / "build/coverage", ROOT / "csrc"
 
 UNREACHABLE = {
-    r".* \w+_(one|(load|store)_end)_f\d\d \(kernels_scalar": "the vector body of the scalar kernels has width 1, without a tail",
+    r".* \w+_(one|(load|store)_end)_f\d\d \(kernels_scalar": "the body of the scalar kernels has width 1, so no tail",
     r"include/(rules|stages).def:.* \(kernels_scalar": "the same, seen from the driver's loop over the tail",
     r"include/\w+.def:.*PROPTIM_\w+\((?!.*(momentum|max_exp_avg))": "an absent array where none is optional",
     r"codecs/levels.h:.*MIN_SIZE\(": "a loop of SIMDe, whose range of a vector is a statement with one",
