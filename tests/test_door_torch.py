@@ -1050,7 +1050,11 @@ def test_refused_hyperparameters(key, value, message):
         ("Adam", {"threads": 0}, "threads is 0"),
         ("Adam", {"variant": "rprop-"}, "unexpected keyword argument 'variant'"),
         ("AdamW", {"decoupled_weight_decay": False}, "unexpected keyword argument 'decoupled_weight_decay'"),
-        ("Lion", {"foreach": True}, "unexpected keyword argument 'foreach'"),
+        (
+            "Lion",
+            {"forech": True},
+            r"^proptim.torch.Lion got an .* argument 'forech': did you mean 'foreach'\?; expected",
+        ),
     ],
 )
 def test_refused_arguments(name, options, message):

@@ -138,6 +138,7 @@ def test_sparse_gradients_that_torch_refuses(name):
         ({"grad_scale": 0.5}, "grad_scale"),
         ({"zero_grads": True}, "zero_grads"),
         ({"state_dtype": "bfloat16"}, "state_dtype"),
+        ({"rounding": "stochastic"}, "rounding"),
         ({"eps_inside_sqrt": True}, "eps_inside_sqrt"),
     ],
 )
@@ -152,7 +153,7 @@ def test_options_that_torch_lacks_are_named(options, named):
     p.grad = two(torch.ones(3))
     opt.step()
     for key, value in options.items():
-        if key == "state_dtype":  # which is fixed
+        if key in ("state_dtype", "rounding"):  # which are fixed
             return
         if hasattr(opt, key):
             setattr(opt, key, value)
@@ -185,6 +186,44 @@ def test_fallback_says_whether_to_warn():
             opt.step()
         proptim.torch.SGD(made, fallback="torch").step()
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("master", ["auto", None])
+def test_the_warning_of_a_step_names_the_caller_and_what_is_rounded(dtype, master):
+    """The line of `step`, and none of torch's code around it; and that parameters of 16 bits have no master there."""
+    p = torch.nn.Parameter(torch.ones(3, 3, dtype=dtype))
+    opt = proptim.torch.SGD([p], lr=2.0**-12, master=master)
+    p.grad = torch.ones(3, 3, dtype=dtype).to_sparse()
+    with pytest.warns(UserWarning, match="own SGD steps") as told:
+        opt.step()
+    keeps = master and dtype != torch.float32
+    assert [str(w.message) for w in told] == [
+        "torch's own SGD steps params[0], which has a gradient that has 2 sparse dimensions; fallback='torch' says "
+        "that this is wanted, fallback='error' refuses it"
+        + (". Without the master that proptim keeps, params[0] is rounded at every step" if keeps else "")
+    ]
+    assert told[0].filename == __file__
+    p.grad = torch.ones(3, 3, dtype=dtype).to_sparse(1)  # rows are stepped here, with the master
+    begun = p.detach().clone()
+    opt.step()
+    assert (p < begun).all() == (dtype == torch.float32)
+    assert {*opt.state[p]} == ({"master_lo" if dtype == torch.bfloat16 else "master"} if keeps else set())
+
+
+def test_rounding_at_random_is_not_dropped():
+    """A gradient that torch's own code would step is refused before anything is written."""
+    p = torch.nn.Parameter(torch.ones(20, 20, dtype=torch.bfloat16))
+    opt = proptim.torch.SGD([p], lr=2.0**-12, master=None, rounding="stochastic", fallback="torch")
+    p.grad = (-torch.ones(20, 20, dtype=torch.bfloat16)).to_sparse()
+    with pytest.raises(
+        TypeError, match=r"^grads\[0\] has 2 sparse dim.*SGD would step it, but has no rounding: leave that"
+    ):
+        opt.step()
+    p.grad = (-torch.ones(20, 20, dtype=torch.bfloat16)).to_sparse(1)
+    for _ in range(64):
+        opt.step()
+    assert p.float().mean().item() == pytest.approx(1 + 64 * 2.0**-12, abs=2.0**-10)
 
 
 def test_hooks_run_once_where_torch_steps():

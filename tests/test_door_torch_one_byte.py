@@ -235,3 +235,21 @@ def test_state_loads_into_arrays_and_back(name, state_dtype, cast):
         twin.step([torch.randn(p.shape, generator=generator).numpy() for p in params])
     assert same(back.param_groups[0]["params"], params)
     assert all(np.array_equal(p.detach().numpy(), array) for p, array in zip(params, arrays, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_rows_of_blocks_are_refused(backend):
+    """In the words of arrays, at every step, before anything is written; dense steps go on."""
+    p = torch.nn.Parameter(torch.ones(SHAPE))
+    options = {"state_dtype": "int8", "backend": backend}
+    for opt in (proptim.torch.Adam([p], **options), proptim.torch.Offload([p], "Adam", **options)):
+        for dense in (False, True, False):
+            p.grad, before = torch.ones(SHAPE) if dense else torch.ones(SHAPE).to_sparse(1), p.detach().clone()
+            if dense:
+                opt.step()
+                assert (p != before).all()
+                continue
+            words = r"^grads\[0\] is a gradient of rows, and the state of params\[0\] is in int8, .* expected a whole"
+            with pytest.raises(ValueError, match=words):
+                opt.step()
+            assert torch.equal(p, before)

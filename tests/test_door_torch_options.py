@@ -350,3 +350,28 @@ def test_the_stub_has_the_signatures():
         [sys.executable, ROOT / "tools/torch_stub.py", "--check"], capture_output=True, text=True, check=False
     )
     assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("name", [cls.__name__ for cls in proptim.OPTIMIZERS.values()])
+def test_arguments_of_some_classes_of_torch_are_accepted_by_all(name):
+    """foreach and fused change nothing; capturable and differentiable must be False; other names are told."""
+    cls = getattr(proptim.torch, name)
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    plain = cls([p], lr=0.1)
+    for options in ({"foreach": True}, {"fused": True}, {"foreach": False, "fused": None, "capturable": False}):
+        assert {*options} <= {*inspect.signature(cls).parameters}
+        p.grad = q.grad = torch.full((3,), 0.5)
+        with torch.no_grad():
+            q.copy_(p)
+        opt = cls([q], lr=0.1, **options)
+        opt.load_state_dict(copy.deepcopy(plain.state_dict()))
+        opt.step()
+        plain.step()
+        assert torch.equal(p, q)
+    for key in ("capturable", "differentiable"):
+        with pytest.raises(ValueError, match=rf"^{key}=True: .*; expected False, or an optimizer of torch.optim$"):
+            cls([p], lr=0.1, **{key: True})
+    with pytest.raises(
+        TypeError, match=rf"^proptim\.torch\.{name} got an .* 'fuse': did you mean 'fused'\?; expected some"
+    ):
+        cls([p], lr=0.1, fuse=True)

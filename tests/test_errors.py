@@ -16,7 +16,9 @@ from proptim.cli.selftest import OPTIONS
 
 NAMES = list(proptim.OPTIMIZERS)
 CASES = [pytest.param(name, options, id=f"{name}-{i}") for name in NAMES for i, options in enumerate(OPTIONS[name])]
-SUPPORTED = "supported: float32, float64, complex64, complex128, float16, bfloat16"
+SUPPORTED = (
+    "supported: float32, float64, complex64, complex128, float16, bfloat16: convert it with .astype, a tensor with .to"
+)
 NO_ARRAY = (
     "expected a NumPy array, a torch CPU tensor, or an exporter of the buffer protocol or DLPack: convert it with "
     "numpy.asarray"
@@ -57,19 +59,19 @@ def big_endian(values):
 
 
 NOT_ARRAYS = {
-    "uint16": (lambda v: v.astype("u2"), f"is uint16; {SUPPORTED}: convert it with .astype"),
-    "int": (lambda v: v.astype("i8"), f"is int64; {SUPPORTED}: convert it with .astype"),
-    "bool": (lambda v: v > 0, f"is bool; {SUPPORTED}: convert it with .astype"),
-    "object": (lambda v: v.astype(object), f"is object; {SUPPORTED}: convert it with .astype"),
-    "text": (lambda v: v.astype("U3"), f"is str96; {SUPPORTED}: convert it with .astype"),
-    "big-endian": (big_endian, f"is float64 of foreign byte order; {SUPPORTED}: convert it with .astype"),
+    "uint16": (lambda v: v.astype("u2"), f"is uint16; {SUPPORTED}"),
+    "int": (lambda v: v.astype("i8"), f"is int64; {SUPPORTED}"),
+    "bool": (lambda v: v > 0, f"is bool; {SUPPORTED}"),
+    "object": (lambda v: v.astype(object), f"is object; {SUPPORTED}"),
+    "text": (lambda v: v.astype("U3"), f"is str96; {SUPPORTED}"),
+    "big-endian": (big_endian, f"is float64 of foreign byte order; {SUPPORTED}"),
     "masked": (np.ma.array, "is a masked array, but no step leaves elements out; expected an array: use .data"),
-    "bytes": (lambda v: v.tobytes(), f"is uint8; {SUPPORTED}: convert it with .astype"),
+    "bytes": (lambda v: v.tobytes(), f"is uint8; {SUPPORTED}"),
     "uint16 of torch": (
         lambda v: torch.tensor([1, 2, 3]).to(torch.uint16),
-        f"is uint16; {SUPPORTED}: convert it with .astype",
+        f"is uint16; {SUPPORTED}",
     ),
-    "longdouble": (lambda v: v.astype("g"), f"is {np.dtype('g').name}; {SUPPORTED}: convert it with .astype"),
+    "longdouble": (lambda v: v.astype("g"), f"is {np.dtype('g').name}; {SUPPORTED}"),
     "conjugate": (lambda v: torch.tensor(v + 1j).conj(), "is the conjugate of another ...: use .resolve_conj()"),
     "sparse": (lambda v: torch.tensor(v).to_sparse(), "has layout torch.sparse_coo; expected a strided tensor: ..."),
     "meta": (lambda v: torch.tensor(v).to("meta"), "is on meta; expected a CPU tensor: move it with .cpu()"),
@@ -304,7 +306,8 @@ def test_reals_are_no_complex_gradients():
     for bad in (np.ones((3, 2)), np.ones(3), np.ones(6)):
         params = [W + 1j * W]
         opt = proptim.SGD(params)
-        message = "grads[0] is float64; expected complex128, the dtype of params[0]: convert it with .astype"
+        message = "grads[0] is float64; expected complex128, the dtype of params[0]: convert it with .astype, a tensor "
+        message += "with .to"
         for _ in range(2):
             refused(TypeError, message, lambda o=opt, g=bad: o.step([g]), *params)
             opt.step([GW - 1j * GW])

@@ -470,7 +470,8 @@ def test_float64_gradients_of_narrower_parameters():
                 opt.step([np.ones(3)])
             with pytest.raises(TypeError) as single:
                 opt.step_param(0, np.ones(3))
-            message = f"grads[0] is float64; expected {said}: convert it with .astype, or pass cast_grads=True"
+            message = f"grads[0] is float64; expected {said}: convert it with .astype, a tensor with .to, or pass "
+            message += "cast_grads=True"
             assert str(error.value) == str(single.value) == message
             opt.step([np.ones(3, dtype)])
         assert opt.cast_grads is False

@@ -19,7 +19,9 @@ else:
 
 SUPPORTED = ("float32", "float64", "complex64", "complex128")
 SIXTEEN = ("float16", "bfloat16")
-CONVERT = f"{', '.join((*SUPPORTED, *SIXTEEN))}: convert it with .astype"
+MEND_DTYPE = "convert it with .astype, a tensor with .to"
+"""What messages say to do about a dtype."""
+CONVERT = f"{', '.join((*SUPPORTED, *SIXTEEN))}: {MEND_DTYPE}"
 """The dtypes in messages, and what to do."""
 BFLOAT16 = np.dtype(np.uint16)
 """The dtype of bfloat16 arrays here, since NumPy does not have bfloat16: their bits."""

@@ -45,9 +45,9 @@ def available_backends() -> dict[str, str]:
 
 
 def _level_outside() -> int:
-    """The stacklevel at which a warning of the caller names the user's line."""
+    """The stacklevel at which a warning of the caller names the user's line, also where torch's code is in between."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_globals.get("__name__", "").partition(".")[0] == "proptim" and frame.f_back is not None:
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("proptim", "torch") and frame.f_back is not None:
         level, frame = level + 1, frame.f_back
     return level
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from proptim._arrays import (
     BFLOAT16,
+    MEND_DTYPE,
     Array,
     as_array,
     attribute,
@@ -127,11 +128,7 @@ class Parameter:
         if rule is not None and any(
             a.dtype in CODES and rule.in_one_byte(n) is not Steps8 for n, a in self.state.items()
         ):
-            raise ValueError(
-                f"{self.grad_label} is a gradient of rows, and the state of {self.label} is in int8, where 256 weights "
-                "of one block share a scale, rows that are not stepped among them; expected a whole gradient, or "
-                "state_dtype='bfloat16'"
-            )
+            raise ValueError(no_blocks(self))
 
     def numbers(self) -> Array:
         """Its real numbers as the rule sees them; those of its master, in a new array, if it has one."""
@@ -149,6 +146,14 @@ def no_average(p: Parameter) -> str:
     return (
         f"{p.grad_label} is a gradient of rows, and {p.label} has an average of its weights, which moves in all rows "
         "at each step; expected a whole gradient, or ema=None in its group"
+    )
+
+
+def no_blocks(p: Parameter) -> str:
+    """The message for a gradient of rows of a parameter whose state is in blocks."""
+    return (
+        f"{p.grad_label} is a gradient of rows, and the state of {p.label} is in int8, where 256 weights of one block "
+        "share a scale, rows that are not stepped among them; expected a whole gradient, or state_dtype='bfloat16'"
     )
 
 
@@ -170,7 +175,7 @@ def check_dtype(array: Array, label: str, param: Array, param_label: str) -> Non
     if array.dtype != param.dtype:
         raise TypeError(
             f"{label} is {name_of(array.dtype)}; expected {name_of(param.dtype)}, the dtype of {param_label}: "
-            "convert it with .astype"
+            f"{MEND_DTYPE}"
         )
 
 
@@ -196,7 +201,7 @@ def check_gradient(grad: Array | Rows, label: str, param: Array, param_label: st
         less = "" if param.dtype == np.float32 else ", or float32"
         raise TypeError(
             f"{label} is {name_of(values.dtype)}; expected {name_of(param.dtype)}, the dtype of {param_label}{less}: "
-            "convert it with .astype, or pass cast_grads=True"
+            f"{MEND_DTYPE}, or pass cast_grads=True"
         )
     if not isinstance(grad, Rows):
         check_shape(values, label, param, param_label)

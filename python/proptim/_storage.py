@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proptim._arrays import BFLOAT16, Array, name_of, real_view
+from proptim._arrays import BFLOAT16, MEND_DTYPE, Array, name_of, real_view
 from proptim._formats import (
     CODES,
     FLOAT16,
@@ -375,7 +375,7 @@ def check_state(array: Array, label: str, param: Array) -> None:
     kept = dtype_of_state(None, None, label, param.dtype, param.size)
     if array.dtype != kept and array.dtype not in SIXTEEN:
         of = "the dtype of param" if kept == param.dtype else "in which state of param is kept"
-        raise TypeError(f"{label} is {array.dtype.name}; expected {kept.name}, {of}: convert it with .astype")
+        raise TypeError(f"{label} is {array.dtype.name}; expected {kept.name}, {of}: {MEND_DTYPE}")
     like = real_view(param) if array.dtype in SIXTEEN else param
     check_shape(array, label, like, "param")
 

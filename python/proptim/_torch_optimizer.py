@@ -16,7 +16,17 @@ from proptim._averages import NONE_KEPT, Averaged, Found
 from proptim._formats import PAIRS, Steps
 from proptim._numpy import busy
 from proptim._options import OBJECT_OPTIONS, SETTINGS, as_shown
-from proptim._parameters import Group, Parameter, check_shape, frozen, is_on, is_schedule, state_arrays, stored
+from proptim._parameters import (
+    Group,
+    Parameter,
+    check_shape,
+    did_you_mean,
+    frozen,
+    is_on,
+    is_schedule,
+    state_arrays,
+    stored,
+)
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
 from proptim._stepper import Tally
@@ -66,6 +76,8 @@ REFUSED = {
     "capturable": "proptim steps on the CPU, where there is no graph to capture",
 }
 """Arguments of torch.optim that must be false where proptim steps, and why."""
+FLAGS: dict[str, Any] = {"foreach": None, "fused": None, **dict.fromkeys(REFUSED, False)}
+"""Arguments of some classes of torch.optim that every class here takes, and their defaults."""
 OPTIONS: dict[str, Any] = {**SETTINGS, "fallback": "warn"}
 """The options of a whole optimizer, with their defaults."""
 FALLBACKS = ("warn", "torch", "error")
@@ -97,6 +109,11 @@ class Option:
             f"{self.name} is an option, which cannot be removed; expected a value: set it to {OPTIONS[self.name]!r}, "
             "the default"
         )
+
+
+def not_here(key: str) -> str:
+    """The message for one of `REFUSED`."""
+    return f"{key}=True: {REFUSED[key]}; expected False, or an optimizer of torch.optim"
 
 
 def taken(options: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +152,10 @@ class Door(torch.optim.Optimizer):
     """Names of the state arrays in torch.optim."""
     _counts: ClassVar[tuple[str, ...]]
     """Names of the numbers in the state of torch.optim."""
+    _arguments: ClassVar[tuple[str, ...]]
+    """Names of the arguments of the constructor, without params."""
+    _flags: ClassVar[tuple[str, ...]]
+    """Those of `FLAGS` that the torch class does not have."""
     _theirs: ClassVar[Any]
     """The class of torch.optim of this name; None where there is none."""
 
@@ -173,6 +194,17 @@ class Door(torch.optim.Optimizer):
                 f"publish is not an argument of proptim.torch.{type(self).__name__}; expected parameters of bfloat16 "
                 "or float16, which keep the precision of float32 by themselves, or an optimizer of proptim"
             )
+        for key in keywords:
+            if key not in self._arguments:
+                meant = self._rule.meant(key, *self._arguments)
+                hint = did_you_mean(meant if meant in self._arguments else "")
+                raise TypeError(
+                    f"proptim.torch.{self._rule.__name__} got an unexpected keyword argument {key!r}{hint}; expected "
+                    f"some of: {', '.join(self._arguments)}"
+                )
+        for key in self._flags:
+            if keywords.pop(key, None) and key in REFUSED:
+                raise ValueError(not_here(key))
         options = {key: frozen(keywords.pop(key, default)) for key, default in OPTIONS.items()}
         check_master(options["master"])
         check_state_dtype(self._rule, options["state_dtype"])
@@ -549,7 +581,15 @@ class Door(torch.optim.Optimizer):
         lacks = [key for key in self._extras if group.get(key, self._hyper[key]) != self._hyper[key]]
         lacks += [
             key
-            for key in ("clip_norm", "grad_scale", "nonfinite", "zero_grads", "flush_denormals", "state_dtype")
+            for key in (
+                "clip_norm",
+                "grad_scale",
+                "nonfinite",
+                "zero_grads",
+                "flush_denormals",
+                "state_dtype",
+                "rounding",
+            )
             if self._options[key] != OPTIONS[key]
         ]
         lacks += ["master"] if self.master in MASTER_DTYPES else []  # it keeps none
@@ -581,9 +621,14 @@ class Door(torch.optim.Optimizer):
             return
         place, why = foreign[0]
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        known, keeping = dict(places(self.param_groups)), self._keeping
+        halves = [each for each, _ in foreign if (d := DTYPES.get(known[each].dtype)) and keeping.plane(d)]
+        rounds = (
+            f". Without the master that proptim keeps, params{halves[0]} is rounded at every step" if halves else ""
+        )
         warnings.warn(
             f"torch's own {self._theirs.__name__} steps params{place}{more}, which {why.partition(';')[0]}; "
-            "fallback='torch' says that this is wanted, fallback='error' refuses it",
+            f"fallback='torch' says that this is wanted, fallback='error' refuses it{rounds}",
             UserWarning,
             stacklevel=_backend._level_outside(),
         )
@@ -621,9 +666,9 @@ class Door(torch.optim.Optimizer):
         if known is not None and known.fixed and known.raw == raw and known.dtypes == dtypes:
             return known
         own = not group["params"] or not all(p.requires_grad and unfit(p) for p in group["params"])
-        for key, why in REFUSED.items():
+        for key in REFUSED:
             if own and group.get(key):
-                raise ValueError(f"{key}=True: {why}; expected False, or an optimizer of torch.optim")
+                raise ValueError(not_here(key))
         ours = {key: frozen(value) for key, value in zip(self._hyper, raw, strict=False)}
         for key, value in ours.items():
             if is_schedule(value):

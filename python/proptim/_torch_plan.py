@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from proptim._arrays import Array, as_array
-from proptim._formats import Steps
-from proptim._parameters import Parameter, check_gradients, no_average
+from proptim._formats import Compact, Steps, Steps8
+from proptim._parameters import Parameter, check_gradients, no_average, no_blocks
 from proptim._rows import Rows, no_row, real_gradient
 from proptim._storage import AVERAGE
 from proptim._torch_tensors import (
@@ -93,6 +93,12 @@ class Bound:
         self.idle = [m.idle for m in self.members]
         self.pairs = [p.is_complex() for p in self.given]
         self.homes = [m.settled for m in self.members]
+        self.blocks = {
+            id(m.parameter)
+            for m in self.members
+            if any(isinstance(a, Compact) and not isinstance(a, Steps8) for a in m.state.values())
+        }
+        """Those whose state is in blocks, no row of which can be stepped by itself."""
         arrays = ([np.array(n) if isinstance(n, float) else n.detach().numpy() for n in m.clock] for m in self.members)
         self.numbers = list(zip(*arrays, strict=True))
         self.params = [id(p) for p in params]
@@ -205,6 +211,8 @@ class Bound:
             ]
         except (TypeError, RuntimeError):
             return False  # what NumPy cannot show as it is gets a closer look too
+        if self.blocks and any(isinstance(a, Rows) for a in arrays):
+            return False
         if not self.plan.offer(arrays, arrays):
             return False
         self.arrays = arrays
@@ -220,6 +228,8 @@ class Bound:
         for p, grad in fresh:
             if isinstance(grad, Rows) and AVERAGE in p.state:
                 raise ValueError(no_average(p))
+            if isinstance(grad, Rows) and id(p) in self.blocks:
+                raise ValueError(no_blocks(p))
         check_gradients(fresh, [], [m.parameter for m in self.members], zero=False, cast=self.casts)
         found = {id(p): real_gradient(array) for p, array in fresh}
         self.arrays = [found.get(id(m.parameter), m.idle) for m in self.members]

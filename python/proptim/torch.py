@@ -35,12 +35,14 @@ except ModuleNotFoundError as error:
 
 from proptim._storage import AVERAGE
 from proptim._torch_offload import Offload as Offload
-from proptim._torch_optimizer import OPTIONS, Door
+from proptim._torch_optimizer import FLAGS, OPTIONS, REFUSED, Door
 
 DEFAULTS: dict[str, dict[str, Any]] = {"rprop": {"variant": "irprop-"}}
 """Hyperparameters with which proptim's rule is that of torch, if its defaults differ."""
 PARAMS = inspect.signature(torch.optim.SGD).parameters["params"].annotation
 ANNOTATIONS: dict[str, Any] = {
+    "foreach": bool | None,
+    "fused": bool | None,
     "clip_norm": float | None,
     "grad_scale": float,
     "nonfinite": Literal["propagate", "skip", "raise"],
@@ -105,12 +107,21 @@ def door(rule: type[Rule]) -> type[Door]:
     signature = inspect.signature(theirs)
     # torch's AdamW is decoupled for good
     extras = {k: v for k, v in hyper.items() if k not in signature.parameters and v is not True}
-    ours = [keyword_only(key, value) for key, value in {**extras, **OPTIONS}.items()]
+    flags = {k: v for k, v in FLAGS.items() if k not in signature.parameters}
+    ours = [keyword_only(key, value) for key, value in {**extras, **flags, **OPTIONS}.items()]
     ones = {state: np.ones(1) for state in rule.states}
     known = hasattr(torch.optim, name)
     origin = f"torch.optim.{name}" if known else f"`proptim.{name}`"
     states = ", ".join(f"``{state}``" for state in rule.states)
-    more = f"{', '.join(extras)}\n    As in `proptim.{name}`; in group dicts too.\n" if extras else ""
+    more = "".join(
+        f"{', '.join(keys)}\n    {text}\n"
+        for keys, text in (
+            (extras, f"As in `proptim.{name}`; in group dicts too."),
+            ([k for k in flags if k not in REFUSED], "As in the classes of torch.optim that have it; changes nothing."),
+            ([k for k in flags if k in REFUSED], "As in the classes of torch.optim that have it; must be False."),
+        )
+        if keys
+    )
     honest = signature.replace(parameters=[*signature.parameters.values(), *ours], return_annotation=None)
     members = {
         "__module__": __name__,
@@ -121,6 +132,8 @@ def door(rule: type[Rule]) -> type[Door]:
         "_rule": rule,
         "_hyper": hyper,
         "_extras": frozenset(extras),
+        "_flags": tuple(flags),
+        "_arguments": tuple(honest.parameters)[1:],
         "_theirs": theirs if known else None,
         "_shown": tuple(rule.show_state(ones)),
         # torch.optim.SGD keeps none; prev_loss, which starts at infinity, is kept only where the rule looks at it
