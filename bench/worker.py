@@ -41,7 +41,12 @@ class Failed(Exception):
 
 @functools.cache
 def _schedule() -> int | None:
-    """A descriptor of what Linux counts of the calling thread; None on other systems."""
+    """A descriptor of what Linux counts of the calling thread.
+
+    None on other systems, and without `--threads 1`: a thread may also wait for others of its own step.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        return None
     try:
         return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
     except OSError:
@@ -49,9 +54,9 @@ def _schedule() -> int | None:
 
 
 def waited() -> float:
-    """Seconds that this thread could run and had no core, since it began; 0 where the system does not count them.
+    """Seconds that this thread could run and had no core, since it began; 0 where they are not known.
 
-    Other programs decide about these, and they are no part of a step.
+    A step of one thread waits for other programs, which is no part of it.
     """
     file = _schedule()
     return 0.0 if file is None else int(os.pread(file, 100, 0).split()[1]) * 1e-9

@@ -548,7 +548,15 @@ def test_timing_leaves_out_waiting_for_a_core(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(worker, "waited", lambda: next(waits))
         assert worker.timed(Step(lambda: None), 4) == 0.5
-    assert 0 <= worker.waited() <= worker.waited()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_waiting_is_known_of_one_thread(threads):
+    """The threads of a step wait for each other, too."""
+    script = "from proptim.bench import worker; assert 0 <= worker.waited(); print(worker._schedule() is not None)"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | worker.limits(threads)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{threads == 1 and Path('/proc/thread-self/schedstat').exists()}\n"
 
 
 def goal(found, name):

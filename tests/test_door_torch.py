@@ -1295,6 +1295,35 @@ def test_state_negated_where_it_lies():
 
 @exchanged
 @pytest.mark.usefixtures("asked")
+def test_a_variant_that_compares_losses_asks_for_one():
+    """Also after steps of another variant, which C code repeats."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = proptim.torch.Rprop([p], variant="rprop-")
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        opt.step()
+    opt.param_groups[0]["variant"] = "irprop+"
+    step_refused(opt, [p], ValueError, r"^irprop\+ compares losses; expected a closure")
+    opt.step(lambda: torch.tensor(1.0))
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("before", range(3))
+def test_gradient_whose_memory_is_freed(before):
+    """Its address is 0, for which NumPy would take memory of its own."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = proptim.torch.Adam([p])
+    for _ in range(before):
+        p.grad = torch.ones(3)
+        opt.step()
+    p.grad = torch.ones(3)
+    p.grad.untyped_storage().resize_(0)
+    step_refused(opt, [p], TypeError, r"^grads\[0\] is a tensor without an array of numbers in memory .*freed")
+
+
+@exchanged
+@pytest.mark.usefixtures("asked")
 def test_state_that_moves_onto_a_gradient_is_noticed():
     """The gradient is where it was at the step before, when no state was there."""
     (p,) = params = [torch.nn.Parameter(torch.ones(()))]

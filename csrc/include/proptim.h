@@ -27,8 +27,7 @@ extern "C" {
 enum {
     PROPTIM_ABI = 2,
     PROPTIM_QUANTA = 256,    /* elements that share a scale in PROPTIM_INT8 and _SQUARES8 */
-    PROPTIM_MAX_ARRAYS = 8,  /* RMSprop uses five: params, grads, three state arrays; the others but the last are
-                                reserved */
+    PROPTIM_MAX_ARRAYS = 8,  /* params, grads, up to three state arrays; two are reserved; PROPTIM_AVERAGE */
     PROPTIM_MAX_COEFS = 16,  /* RMSprop uses eleven; the others are reserved for new rules */
     PROPTIM_MAX_STAGES = 16, /* the same, for new stages */
     PROPTIM_MAX_DIMS = 65,   /* NumPy's 64, and one for the parts of complex numbers */

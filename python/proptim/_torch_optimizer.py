@@ -515,7 +515,8 @@ class Door(torch.optim.Optimizer):
             return as_loss(loss)
         # torch.distributed.checkpoint has a fresh optimizer make its state by a step with gradients of zero.
         clocks = [clock for clock in bound.clocks() if clock is not None]
-        grads = [g._values() if g.is_sparse else g for g in bound.grads if g is not None]
+        found = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [g._values() if g.is_sparse else g for g in found]
         if any(clock[0] for clock in clocks) or any(g.count_nonzero() for g in grads):
             raise ValueError("irprop+ compares losses; expected a closure that returns the loss: step(closure)")
         return math.inf

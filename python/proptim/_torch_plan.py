@@ -66,7 +66,9 @@ def shown(grad: Any) -> Array | Rows:
     """A gradient as an array or rows; TypeError or RuntimeError for what NumPy cannot show as it is."""
     if grad.is_sparse:
         return Rows.of(grad._indices()[0].numpy(), shown(grad._values()))  # type: ignore[arg-type]
-    return as_array(grad, "grad") if grad.dtype == torch.bfloat16 else grad.numpy()
+    if grad.dtype == torch.bfloat16 or not grad.data_ptr():  # of no elements, or without memory
+        return as_array(grad, "grad")
+    return grad.numpy()  # type: ignore[no-any-return]
 
 
 class Bound:
@@ -206,7 +208,7 @@ class Bound:
         """Bind the gradients if a quick check shows that they fit."""
         try:
             arrays = [
-                idle if g is None else torch.view_as_real(g).numpy() if pairs and not g.is_sparse else shown(g)
+                idle if g is None else shown(torch.view_as_real(g) if pairs and not g.is_sparse else g)
                 for idle, g, pairs in zip(self.idle, self.grads, self.pairs, strict=True)
             ]
         except (TypeError, RuntimeError):
