@@ -556,13 +556,13 @@ def test_state_in_one_byte_is_for_weights_of_float32(make):
     model = make((64, 64), optimizer="adam", optimizer_options={"state_dtype": "int8"}, max_iter=2, tol=0)
     model.fit(X.astype(np.float32), y)
     kept = model.optimizer_.state_dict()["state"][1]
-    assert (kept["exp_avg"].dtype, kept["exp_avg_sq"].dtype) == (np.int8, np.uint8)
+    assert (kept["exp_avg_code"].dtype, kept["exp_avg_sq_code"].dtype) == (np.int8, np.uint8)
     before = weights(model)
     with pytest.raises(ValueError, match=r"'int8' for params\[0\], which is float64"):
         model.fit(X, y)
     assert all(map(np.array_equal, before, weights(model)))
     again = model.optimizer_.state_dict()["state"][1]
-    assert np.array_equal(again["exp_avg"], kept["exp_avg"])
+    assert np.array_equal(again["exp_avg_code"], kept["exp_avg_code"])
 
 
 @pytest.mark.parametrize("make", BOTH)
