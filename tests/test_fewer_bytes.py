@@ -94,14 +94,18 @@ def test_a_step_is_that_of_float32_and_one_rounding(name, options, form):
 
 
 def average(dtype, values, ratios, **options):
-    """Averages of squares at beta2 = 0.999 after a step with gradients whose squares are (1 + ratio) of them."""
+    """Averages of squares at beta2 = 0.999 around a step with gradients whose squares are (1 + ratio) of them.
+
+    Of those in one byte their codes, which are numbers of levels.
+    """
+    name = "exp_avg_sq_code" if dtype == "int8" else "exp_avg_sq"
     opt = proptim.Adam([np.zeros(values.shape, np.float32)], lr=0.0, state_dtype={"exp_avg_sq": dtype}, **options)
     first = proptim.Adam([np.zeros(values.shape, np.float32)]).state_dict()
     first["state"][0]["exp_avg_sq"] = values.astype(np.float32)
     opt.load_state_dict(first, cast=True)
-    before = opt.state_dict()["state"][0]["exp_avg_sq"].astype(np.float64)
+    before = opt.state_dict()["state"][0][name].astype(np.float64)
     opt.step([np.sqrt(values * (1 + ratios)).astype(np.float32)])
-    return before, opt.state_dict()["state"][0]["exp_avg_sq"].astype(np.float64)
+    return before, opt.state_dict()["state"][0][name].astype(np.float64)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
