@@ -112,6 +112,40 @@ def test_averaged():
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda m: m.double().float(),
+        lambda m: [setattr(p, "data", p.data.clone()) for p in m.parameters()],
+        lambda m: [setattr(p, "data", p.data[:0]) for p in m.parameters()],
+    ],
+    ids=["dtype", "clone", "shape"],
+)
+def test_a_model_that_gets_other_memory(move):
+    """Within the block: the weights are put back to where they are at its end, and the run goes on."""
+    models = [torch.nn.Linear(4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    opts = [proptim.torch.Adam(m.parameters(), ema=0.5, lr=0.1) for m in models]
+    x = torch.ones(2, 4)
+
+    def step():
+        for m, opt in zip(models, opts, strict=True):
+            opt.zero_grad()
+            m(x).square().sum().backward()
+            opt.step()
+
+    step()
+    before = bits(models[0].parameters())
+    with opts[0].averaged():
+        assert bits(models[0].parameters()) == bits(opts[0].ema.values()) != before
+        move(models[0])
+    assert bits(models[0].parameters()) == before
+    step()
+    assert bits(models[0].parameters()) == bits(models[1].parameters())
+    assert bits(opts[0].ema.values()) == bits(opts[1].ema.values())
+
+
+@pytest.mark.once
 def test_a_run_that_is_resumed():
     """Through torch.save, copies and a load: the same bits, and no average in the dtype of a narrower parameter."""
     params = start()

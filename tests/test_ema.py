@@ -422,6 +422,61 @@ def test_tensors(backend):
         opt.step()  # and not that it is held
 
 
+def there_and_back(w):
+    """Other memory by way of another dtype, as `model.double()` and `model.float()` give it."""
+    dtype = w.dtype
+    w.data = w.data.to(torch.complex128 if dtype.is_complex else torch.float64)
+    w.data = w.data.to(dtype)
+
+
+def cloned(w):
+    w.data = w.data.clone()
+
+
+def shared(w):
+    """Memory in another order."""
+    w.data = w.data.t().contiguous().t()
+
+
+def of_another_shape(w):
+    w.data = w.data.repeat(5, 1)
+
+
+def without_memory(w):
+    w.data = w.data[:0]
+
+
+@pytest.mark.parametrize("move", [there_and_back, cloned, shared, of_another_shape, without_memory])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_tensors_that_get_other_memory(dtype, move):
+    """Within the block: they have their bits back all the same, of their shape and in their dtype."""
+    w = torch.linspace(-1, 1, 6).reshape(2, 3).to(dtype)
+    copied = torch.zeros(2, 3, dtype=torch.bfloat16) if dtype == torch.float32 else None
+    opt = proptim.SGD([w], lr=0.3, ema=0.5, publish=[copied])
+    opt.step([torch.full((2, 3), 0.7).to(dtype)])
+    tensors = [w] if copied is None else [w, copied]
+    before, old = [t.clone() for t in tensors], [t.data for t in tensors]
+    with opt.averaged():
+        for each, weights in zip(tensors, before, strict=True):
+            assert not torch.equal(each, weights)
+            move(each)
+    for each, weights, at in zip(tensors, before, old, strict=True):
+        assert each.dtype == weights.dtype
+        assert torch.equal(each, weights)
+        assert torch.equal(at, weights)  # also where it was
+
+
+def test_tensors_that_get_another_dtype():
+    """And keep it: their weights are converted."""
+    w = torch.tensor([1.0, 2.0**-30])
+    opt = proptim.SGD([w], lr=0.5, ema=0.5)
+    opt.step([torch.ones(2)])
+    before = w.clone()
+    with opt.averaged():
+        w.data = w.data.half()
+    assert torch.equal(w, before.half())
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 

@@ -5,19 +5,22 @@ The optimizer is held as by a call of its own, so that every other call is refus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from itertools import starmap
 from operator import setitem
 from typing import Any
 
-from proptim._arrays import Array, tell_torch
+import numpy as np
+
+from proptim._arrays import BFLOAT16, Array, tell_torch
 from proptim._formats import Stored, planes, stores
 from proptim._interrupts import Store, at_once
 
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
-Found = tuple[Sequence[tuple[Stored, Array]], Sequence[Any]]
-"""Parameters as they are stepped, with their averages; and the tensors among them."""
+Found = Sequence[tuple[Stored, Array, Sequence[Any]]]
+"""Parameters as they are stepped, each with its average and with the tensor, or None, that each of its planes is of."""
 
 
 class Averaged:
@@ -28,17 +31,25 @@ class Averaged:
         self.claim, self.find = claim, find
         self.back: list[Store] | None = None
         """What to store so that the weights are back; None while the optimizer is not held."""
-        self.tensors: Sequence[Any] = ()
+        self.tensors: list[tuple[Any, Any, Array]] = []
+        """The tensors, with a view of the memory that each had when the block began, and the copy of its weights."""
 
     def __enter__(self) -> None:
         try:
             at_once(starmap(self.claim.__enter__, [()]), starmap(setattr, [(self, "back", [])]))
-            pairs, self.tensors = self.find()
-            found = [store for param, average in pairs for store in stores(param, average)]
-            back = [(plane, ..., plane.copy()) for param, _ in pairs for plane in planes(param)]
-            attributes = [(self.claim, "averaged", True), (self, "back", back)]
+            swapped = self.find()
+            found = [store for param, average, _ in swapped for store in stores(param, average)]
+            back: list[Store] = []
+            tensors = []
+            kind = getattr(sys.modules.get("torch"), "Tensor", ())
+            for param, _, of_planes in swapped:
+                copies = [(plane, ..., plane.copy()) for plane in planes(param)]
+                back += copies
+                both = zip(of_planes, copies, strict=False)  # a master needs no tensor: nothing else writes it
+                tensors += [(tensor, tensor.detach(), copy) for tensor, (*_, copy) in both if isinstance(tensor, kind)]
+            attributes = [(self.claim, "averaged", True), (self, "back", back), (self, "tensors", tensors)]
             at_once(starmap(setattr, attributes), starmap(setitem, found))
-            tell_torch(self.tensors)
+            tell_torch(tensor for tensor, *_ in tensors)
         except BaseException:
             self.leave()
             raise
@@ -57,7 +68,35 @@ class Averaged:
         """Put the weights back and let go of the optimizer, or do nothing if it is not held."""
         if self.back is None:
             return
-        attributes = [(self.claim, "averaged", False), (self, "back", None)]
+        tensors = self.tensors
+        attributes: list[Store] = [(self.claim, "averaged", False), (self, "back", None), (self, "tensors", [])]
         release = map(self.claim.__exit__, [None], [None], [None])
-        at_once(starmap(setitem, self.back), starmap(setattr, attributes), release)
-        tell_torch(self.tensors)
+        at_once(starmap(setitem, self.back), *moved(tensors), starmap(setattr, attributes), release)
+        tell_torch(tensor for tensor, *_ in tensors)
+
+
+def moved(tensors: Sequence[tuple[Any, Any, Array]]) -> tuple[Iterable[Any], Iterable[Any]]:
+    """What writes the weights of the tensors that have been given other memory in the block to where they are now.
+
+    They are converted to the dtype that the tensor has now, and copied to its device. A tensor of another shape is
+    given memory with its weights instead.
+    """
+    if not tensors:
+        return (), ()
+    import torch
+
+    from proptim._torch_tensors import like, local
+
+    copied, given = [], []
+    for tensor, before, copy in tensors:
+        now, then = (local(each).detach() for each in (tensor, before))
+        homes = [(t.data_ptr(), t.stride(), t.shape, t.dtype, t.device) for t in (now, then)]
+        if homes[0] == homes[1]:
+            continue
+        weights = torch.from_numpy(copy.view(np.int16) if copy.dtype == BFLOAT16 else copy)
+        weights = torch.view_as_complex(weights) if then.is_complex() else weights.view(then.dtype)
+        if now.shape == then.shape:
+            copied.append((now, weights))
+        else:
+            given.append((tensor, "data", like(before, weights)))
+    return starmap(torch.Tensor.copy_, copied), starmap(setattr, given)

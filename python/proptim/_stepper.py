@@ -478,14 +478,20 @@ class Stepper:
         tell_torch([p.published for p in self.parameters])
 
     def averages(self) -> Found:
-        """All parameters that have an average, with it, and the tensors among them; ValueError if there are none."""
+        """All parameters that have an average, with it and the tensors among them; ValueError if there are none."""
         members = [p for p in self.parameters if AVERAGE in p.state]
         if not members:
             raise ValueError(NONE_KEPT)
         for p in members:
             p.check_home()
-        pairs = [(p.stored, real_view(p.state[AVERAGE])) for p in members]
-        return pairs, [given for p in members for given, _ in p.homes]
+        return [
+            (
+                p.stored,
+                real_view(p.state[AVERAGE]),
+                [None if home is None else given for given, home in ((p.given, p.home), (p.published, p.copy_home))],
+            )
+            for p in members
+        ]
 
     # Gradients ---------------------------------------------------------------------------------------------------
 

@@ -364,15 +364,15 @@ class Door(torch.optim.Optimizer):
         except AttributeError as error:
             raise ValueError(str(error)) from None
         keeping = self._keeping
-        pairs = []
+        found = []
         for place, p in places(self.param_groups):
             if p in averages:
                 label = f"params{place}"
                 array = as_array(local(p), label)
                 plane = keeping.plane(array.dtype)
                 beside = None if plane is None else seen(self.state[p][plane[0]], f"the master of {label}")
-                pairs.append((stored(array, beside), real_view(seen(averages[p], f"the average of {label}"))))
-        return pairs, [*averages]
+                found.append((stored(array, beside), real_view(seen(averages[p], f"the average of {label}")), [p]))
+        return found
 
     def _check_place(self) -> None:
         """Raise RuntimeError if the averages of the weights are in their place."""
