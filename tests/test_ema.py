@@ -403,6 +403,24 @@ def test_averaged_refuses(backend, tmp_path):
         opt.step()
 
 
+def test_averaged_within_itself(backend):
+    """The inner `with` is refused, and the outer block goes on: the optimizer is held until its end."""
+    w = np.ones(5, "f4")
+    opt = proptim.SGD([w], lr=0.5, ema=0.5, backend=backend)
+    opt.step([np.ones(5, "f4")])
+    before, block = w.tobytes(), opt.averaged()
+    told = r"^the parameters are the averages of the weights, within"
+    with block:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=told), block:
+                pass
+            assert w.tolist() == [0.75] * 5
+            with pytest.raises(RuntimeError, match=told):
+                opt.step()
+    assert w.tobytes() == before
+    opt.step()
+
+
 def test_tensors(backend):
     """autograd is told of both changes; a tensor that was given other memory is refused, with nothing changed."""
     w = torch.ones(5)

@@ -16,6 +16,7 @@ import numpy as np
 from proptim._arrays import BFLOAT16, Array, tell_torch
 from proptim._formats import Stored, planes, stores
 from proptim._interrupts import Store, at_once
+from proptim._numpy import busy
 
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
@@ -35,6 +36,8 @@ class Averaged:
         """The tensors, with a view of the memory that each had when the block began, and the copy of its weights."""
 
     def __enter__(self) -> None:
+        if self.back is not None:  # outside of the `try`, which would put the weights back in the middle of that block
+            raise RuntimeError(busy(None, averaged=True))
         try:
             at_once(starmap(self.claim.__enter__, [()]), starmap(setattr, [(self, "back", [])]))
             swapped = self.find()
