@@ -211,6 +211,17 @@ def test_changes_and_refusals():
     opt.step()
     assert opt.ema[p][0, 0] == -0.25  # began at the weights before the step
     assert opt.ema[q][0, 0] == 0.5
+    with opt.averaged():
+        assert p[0, 0] == -0.25
+        assert q[0, 0] == -1.0  # its group has no `ema` now
+    opt.param_groups[0]["ema"] = None
+    with pytest.raises(ValueError, match=r"^no average of the weights is kept"), opt.averaged():
+        pass
+    opt.param_groups[0]["ema"], opt.param_groups[1]["ema"] = 0.75, 0.5
+    with opt.averaged():
+        assert q[0, 0] == 0.5
+    opt.step()
+    assert opt.ema[q][0, 0] == -0.75  # 0.5 + 0.5 (-2 - 0.5)
     p.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (4, 3), check_invariants=True)
     with pytest.raises(ValueError, match=r"^grads\[0\] is a gradient of rows, and params\[0\] has an average"):
         opt.step()

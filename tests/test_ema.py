@@ -403,6 +403,31 @@ def test_averaged_refuses(backend, tmp_path):
         opt.step()
 
 
+def test_averages_that_are_off(backend):
+    """With None in a group the block has its weights; with a number again the average goes on from where it stood."""
+    params = [np.ones(3, "f4"), np.ones(4, "f4")]
+    opt = proptim.SGD([{"params": [w]} for w in params], lr=0.5, ema=0.5, backend=backend)
+    grads = [np.ones_like(w) for w in params]
+    opt.step(grads)
+    opt.param_groups[0]["ema"] = None
+    for _ in range(2):  # at once, and after a step
+        before = bits(params)
+        with opt.averaged():
+            assert params[0].tobytes() == before[0]
+            assert params[1].tobytes() == opt.ema[1].tobytes() != before[1]
+        assert bits(params) == before
+        assert opt.ema[0].tolist() == [0.75] * 3
+        opt.step(grads)
+    opt.param_groups[1]["ema"] = None
+    with pytest.raises(ValueError, match=r"^no average of the weights is kept"), opt.averaged():
+        pass
+    opt.param_groups[0]["ema"] = 0.5
+    with opt.averaged():
+        assert params[0].tolist() == [0.75] * 3
+    opt.step(grads)
+    assert opt.ema[0].tolist() == [0.75 + 0.5 * (-1.0 - 0.75)] * 3
+
+
 def test_averaged_within_itself(backend):
     """The inner `with` is refused, and the outer block goes on: the optimizer is held until its end."""
     w = np.ones(5, "f4")

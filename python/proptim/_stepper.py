@@ -478,8 +478,8 @@ class Stepper:
         tell_torch([p.published for p in self.parameters])
 
     def averages(self) -> Found:
-        """All parameters that have an average, with it and the tensors among them; ValueError if there are none."""
-        members = [p for p in self.parameters if AVERAGE in p.state]
+        """All parameters that are averaged, with it and the tensors among them; ValueError if there are none."""
+        members = [p for p in self.parameters if AVERAGE in p.state and p.group[AVERAGE] is not None]
         if not members:
             raise ValueError(NONE_KEPT)
         for p in members:

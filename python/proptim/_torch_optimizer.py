@@ -353,16 +353,18 @@ class Door(torch.optim.Optimizer):
     def averaged(self) -> Averaged:
         """Have the averages of the weights in their place, while the block of this `with` runs.
 
-        As `proptim.Optimizer.averaged`: the model is evaluated or saved within it, a step, loading and `state_dict` are
-        refused, and afterwards the weights have their bits back, also after an exception.
+        As `proptim.Optimizer.averaged`: parameters whose group has no `ema` stay as they are, the model is evaluated or
+        saved within it, a step, loading and `state_dict` are refused, and afterwards the weights have their bits back,
+        also after an exception.
         """
         return Averaged(self._claim, self._find_averages)
 
     def _find_averages(self) -> Found:
-        try:
-            averages = self.ema
-        except AttributeError as error:
-            raise ValueError(str(error)) from None
+        averaging = [group for group in self.param_groups if group.get(AVERAGE) is not None]
+        if not averaging:
+            raise ValueError(NONE_KEPT)
+        kept = self.ema
+        averages = {p: kept[p] for group in averaging for p in group["params"] if p in kept}
         keeping = self._keeping
         found = []
         for place, p in places(self.param_groups):
