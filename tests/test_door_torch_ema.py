@@ -146,6 +146,28 @@ def test_a_model_that_gets_other_memory(move):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_parameter_of_another_shape(dtype):
+    """Its average is not put in, not even where it could be repeated; nothing has changed, and nothing is held."""
+    p, q = torch.ones(1, 3, dtype=dtype), torch.ones(4)
+    opt = proptim.torch.SGD([q, p], lr=0.5, ema=0.5)
+    p.grad, q.grad = torch.ones(1, 3, dtype=dtype), torch.ones(4)
+    opt.step()
+    p.data = torch.full((5, 3), 7.0, dtype=dtype)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"^the average of params\[1\] has shape \(1, 3\); expected \(5, 3\), the shape of params"
+        ), opt.averaged():  # fmt: skip
+            pass
+        assert p.tolist() == [[7.0] * 3] * 5
+        assert q.tolist() == [0.5] * 4
+    p.data = torch.full((1, 3), 7.0, dtype=dtype)
+    with opt.averaged():
+        assert p.tolist() == [[0.75] * 3]
+    assert p.tolist() == [[7.0] * 3]
+
+
+@pytest.mark.once
 def test_a_run_that_is_resumed():
     """Through torch.save, copies and a load: the same bits, and no average in the dtype of a narrower parameter."""
     params = start()

@@ -373,7 +373,11 @@ class Door(torch.optim.Optimizer):
                 array = as_array(local(p), label)
                 plane = keeping.plane(array.dtype)
                 beside = None if plane is None else seen(self.state[p][plane[0]], f"the master of {label}")
-                found.append((stored(array, beside), real_view(seen(averages[p], f"the average of {label}")), [p]))
+                average = seen(averages[p], f"the average of {label}")
+                check_shape(average, f"the average of {label}", array, label)
+                if beside is not None:
+                    check_shape(beside, f"the master of {label}", array, label)
+                found.append((stored(array, beside), real_view(average), [p]))
         return found
 
     def _check_place(self) -> None:
