@@ -403,6 +403,23 @@ def test_averaged_refuses(backend, tmp_path):
         opt.step()
 
 
+def test_averaged_ends_in_another_thread(backend):
+    """As a generator that is closed there: the weights are back, and the optimizer is not held."""
+    w = np.ones(5, "f4")
+    opt = proptim.SGD([w], lr=0.5, ema=0.5, backend=backend)
+    opt.step([np.ones(5, "f4")])
+    before, block = w.tobytes(), opt.averaged()
+    for _ in range(2):
+        block.__enter__()
+        assert w.tobytes() == opt.ema[0].tobytes() != before
+        thread = threading.Thread(target=block.__exit__)
+        thread.start()
+        thread.join()
+        assert w.tobytes() == before
+    opt.step()
+    assert opt.steps == 2
+
+
 def test_averages_that_are_off(backend):
     """With None in a group the block has its weights; with a number again the average goes on from where it stood."""
     params = [np.ones(3, "f4"), np.ones(4, "f4")]

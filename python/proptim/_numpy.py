@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from _thread import RLock
+from _thread import allocate_lock, get_ident
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,28 +52,36 @@ LANES, BLOCK = 16, 4096
 """Shape of the sum of squares, the same in `csrc/reduce.c`: see `sum_of_squares`."""
 
 
-class Claim(RLock):  # type: ignore[misc]  # final only to type checkers
+class Claim:
     """Holds an optimizer for one call: `with claim:`. A second call at the same time raises RuntimeError.
 
-    `__exit__` is that of RLock, in C: one in Python could be interrupted before it begins, and never release the claim.
+    Any thread may release it: a block of `averaged` may end in another one than it has begun in. `__exit__` is that of
+    the lock, in C: one in Python could be interrupted before it begins, and never release the claim.
     """
 
     process: int | None = None
+    thread: int | None = None
+    """The thread that has it, or had it last."""
     averaged = False
     """Whether the averages of the weights are in their place: see `_averages`."""
 
-    def __enter__(self) -> bool:  # type: ignore[override]
-        if self._is_owned():  # type: ignore[attr-defined]  # the call that has it runs a schedule or a signal handler
-            raise RuntimeError(busy(self.process, True, self.averaged))
+    def __init__(self) -> None:
+        self.lock = allocate_lock()
+
+    def __enter__(self) -> bool:
+        got: list[bool] = []
         try:
-            if not self.acquire(blocking=False):
-                raise RuntimeError(busy(self.process, False, self.averaged))
-            self.process = os.getpid()
+            got.extend(map(self.lock.acquire, [False]))  # in one C call, so that it is known that it was taken
+            if not got[0]:
+                raise RuntimeError(busy(self.process, self.thread == get_ident(), self.averaged))
+            self.process, self.thread = os.getpid(), get_ident()
         except BaseException:
-            if self._is_owned():  # type: ignore[attr-defined]  # interrupted right after it was taken
-                self.release()
+            if True in got:
+                self.lock.release()
             raise
         return True
+
+    __exit__ = property(attrgetter("lock.__exit__"))
 
 
 class Plan:
