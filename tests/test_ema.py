@@ -568,6 +568,43 @@ def test_rows_are_refused(backend):
     assert opt.steps == 4
 
 
+@pytest.mark.parametrize("begin", ["step", "step_param", "reset", "reset one"])
+def test_an_average_begins_with_rows_that_have_caught_up(backend, begin):
+    """With `lazy_rows=False`: with the weights that `catch_up` gives, not with those of rows that have missed steps."""
+    tables, b = [np.ones((6, 4), "f4") for _ in range(2)], np.ones(3, "f4")
+    opt, twin = (
+        proptim.SGD([table, b.copy()], lr=0.25, weight_decay=1.0, lazy_rows=False, backend=backend) for table in tables
+    )
+    for row in (1, 3, 1):
+        for each in (opt, twin):
+            each.step([proptim.Rows([row], np.ones((1, 4), "f4")), np.ones(3, "f4")])
+    twin.catch_up()
+    assert (tables[0] != tables[1]).any()
+    start = tables[1].copy()
+    opt.param_groups[0]["ema"] = 0.5
+    whole = [np.ones((6, 4), "f4"), np.ones(3, "f4")]
+    behind = tables[0].copy()
+    with pytest.raises(ValueError, match=r"^grads\[0\] is a gradient of rows"):
+        opt.reset() if begin.startswith("reset") else opt.step()
+    np.testing.assert_array_equal(tables[0], behind)
+    if begin.startswith("reset"):
+        opt.param_groups[0]["ema"] = None
+        opt.step([None, whole[1]])
+        np.testing.assert_array_equal(tables[0], behind)
+        opt.param_groups[0]["ema"] = 0.5
+        opt.reset(*([0] if begin == "reset one" else []))
+        np.testing.assert_array_equal(opt.ema[0], start)
+        np.testing.assert_array_equal(tables[0], start)
+        return
+    for each in (opt, twin):
+        if begin == "step":
+            each.step(whole)
+        else:
+            each.step_param(0, whole[0])
+    np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(opt.ema[0], moved(start, tables[0], 0.5))
+
+
 @pytest.mark.parametrize("ema", [-0.1, 1.0, 1.5, np.nan, lambda t: 1.0])
 def test_numbers_that_are_refused(ema):
     with pytest.raises(ValueError, match=r"^Invalid ema value: .* \(expected a number >= 0 and < 1\)"):

@@ -408,6 +408,9 @@ class Stepper:
         """Make a plan with the state arrays that the hyperparameters of these groups need, if this one has others."""
         if all(self.planned[key] == now.wanted for key, now in values.items()):
             return False
+        begin = {key for key, now in values.items() if AVERAGE in now.wanted}
+        self._check_rows(self.parameters, self.latest)  # before rows catch up, so that nothing has changed then
+        self.catch_up(i for i, p in enumerate(self.parameters) if id(p.group) in begin and AVERAGE not in p.state)
         self.dissolve()
         parameters = [self._grown(p, values[id(p.group)]) if id(p.group) in values else p for p in self.parameters]
         planned = {**self.planned, **{key: now.wanted for key, now in values.items()}}
@@ -426,25 +429,25 @@ class Stepper:
         if not every and all(self.planned[key] == now.wanted for key, now in values.items()):
             # A few in place: to make a list of all for each would cost the square of their number in a loop.
             stores: list[Store] = []
+            self.catch_up(forget)  # first, because averages begin with the weights
             for i in forget:
                 p = self.parameters[i]
                 fresh = self._grown(replace(p, state={}), values[id(p.group)])
                 stores += [(p, "clock", start), (p, "state", fresh.state), (p, "pins", fresh.pins)]
-            self.catch_up(forget)
             self.latest.forget()
             stores += [(self, "prepared", None), (self, "occupied", None)]
             commit((), stores, map(vars(self).pop, ["plan"], [None]))
             return
         values = {id(group): settled(self.rule, group, steps) for group in self.groups}
+        self._check_rows(self.parameters, self.latest)
+        self.catch_up(forget)
         parameters = [
             self._grown(replace(p, state={}, clock=start) if i in forget else p, values[id(p.group)])
             for i, p in enumerate(self.parameters)
         ]
         counts: dict[str, Any] = {"steps": 0, "tally": Tally(), "begun": set()} if every else {}
         planned = {key: now.wanted for key, now in values.items()}
-        made = self._made(self.groups, parameters, planned, **counts)
-        self.catch_up(forget)
-        vars(self).update(made)
+        vars(self).update(self._made(self.groups, parameters, planned, **counts))
 
     def load(
         self, parameters: list[Parameter], hyper: list[dict[str, Any]], options: Mapping[str, Any], **counts: Any
