@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 
@@ -14,6 +15,7 @@ import torch
 import proptim
 import proptim.numba
 from proptim import functional
+from proptim._averages import Averaged
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 LOSSES = (3.0, 2.0, 2.5, 1.0)
@@ -418,6 +420,24 @@ def test_averaged_ends_in_another_thread(backend):
         assert w.tobytes() == before
     opt.step()
     assert opt.steps == 2
+
+
+@pytest.mark.once
+def test_a_block_that_was_not_made():
+    """An interrupted constructor leaves nothing to put back; what was entered and dropped is put back."""
+    block = Averaged.__new__(Averaged)
+    block.__del__()
+    assert vars(block) == {}
+    w = np.ones(5, "f4")
+    opt = proptim.SGD([w], lr=0.5, ema=0.5)
+    opt.step([np.ones(5, "f4")])
+    before, block = w.tobytes(), opt.averaged()
+    block.__enter__()
+    assert w.tobytes() != before
+    del block
+    gc.collect()
+    assert w.tobytes() == before
+    opt.step()
 
 
 def test_averages_that_are_off(backend):

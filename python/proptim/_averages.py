@@ -27,11 +27,12 @@ Found = Sequence[tuple[Stored, Array, Sequence[Any]]]
 class Averaged:
     """The context manager that `Optimizer.averaged` returns."""
 
+    back: list[Store] | None = None
+    """What to store so that the weights are back; None while the optimizer is not held."""
+
     def __init__(self, claim: Any, find: Callable[[], Found]) -> None:
         """`find` is called when the block begins, while the claim is held."""
         self.claim, self.find = claim, find
-        self.back: list[Store] | None = None
-        """What to store so that the weights are back; None while the optimizer is not held."""
         self.tensors: list[tuple[Any, Any, Array]] = []
         """The tensors, with a view of the memory that each had when the block began, and the copy of its weights."""
 
@@ -65,7 +66,8 @@ class Averaged:
             raise
 
     def __del__(self) -> None:
-        self.leave()  # if `__exit__` was interrupted before its first line
+        if self.back is not None:  # `__exit__` was interrupted before its first line
+            self.leave()
 
     def leave(self) -> None:
         """Put the weights back and let go of the optimizer, or do nothing if it is not held."""
