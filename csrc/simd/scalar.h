@@ -7,11 +7,11 @@
  *
  * The last words are those of codecs of one byte.  STORE_BYTE stores whole numbers of -128 to 255, the negative ones as
  * their two's complement, and NaN, which scalar.h does not get, as 0.  EXACT is x y + z, where the product and the sum
- * are exact.  MIN_SIZE is MIN(ABS(x), y).  NEAR_ROOT is at least 0, and within 1/4 of the root of a number of 0 to 2^16,
- * and may be NaN for 0; the bits of results do not depend on it.  FLOOR is that of a number of 0 to 2^22.  EXPONENT and
- * SIGNIFICAND are the fields of a number that is not negative: its biased exponent, and its fraction with that of 1.
- * SHRINK is x 2^-y for whole numbers y of 0 to 126.  LOOKUP is an entry of a table of 8 in memory, chosen by the first
- * three bits of the fraction of x.
+ * are exact.  MIN_SIZE is MIN(ABS(x), y).  NEAR_ROOT is at least 0, and within 1/4 of the root of a number of 0 to
+ * 2^16, and may be NaN for 0; the bits of results do not depend on it.  FLOOR is that of a number of 0 to 2^22.
+ * EXPONENT and SIGNIFICAND are the fields of a number that is not negative: its biased exponent, and its fraction with
+ * that of 1. SHRINK is x 2^-y for whole numbers y of 0 to 126.  LOOKUP is an entry of a table of 8 in memory, chosen by
+ * the first three bits of the fraction of x.
  */
 #define VEC             REAL
 #define WIDTH           1
