@@ -153,7 +153,8 @@ def test_the_bits_of_a_loop_by_hand(name, case, make, dtype):
         np.testing.assert_array_equal(ours, theirs)
     assert model.loss_ == model.loss_curve_[-1] == pytest.approx(loss, rel=1e-15)
     assert model.n_iter_ == model.optimizer_.steps == len(model.loss_curve_) == 8
-    assert model.predict(X[:2]).dtype == (dtype if make is MLPRegressor else y.dtype)
+    with np.errstate(invalid="ignore"):  # with two rows OpenBLAS set that flag now and then, for numbers that are right
+        assert model.predict(X[:2]).dtype == (dtype if make is MLPRegressor else y.dtype)
 
 
 @pytest.mark.parametrize("name", proptim.OPTIMIZERS)

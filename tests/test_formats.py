@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import proptim
-from proptim import _backend
+from proptim import _backend, _stages
 from proptim._formats import Steps
 
 CASES = proptim.Rprop.cases
@@ -42,7 +42,7 @@ def laid(values, layout):
 @pytest.mark.parametrize("layout", ["dense", "fortran", "strided"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize("stages", [(1.0, 1.0, np.inf, 0.0, 0.0, 0.0), (0.9, 2.0, 0.5, 0.1, 1.0, 1.0)])
+@pytest.mark.parametrize("stages", [tuple(_stages.NEUTRAL.values()), (0.9, 2.0, 0.5, 0.1, 1.0, 1.0, 0.0)])
 def test_two_planes_are_stepped_as_one_word(backend, case, dtype, layout, stages):
     """A plan over two planes steps as one over words does, whatever the layout; the planes hold what the word would."""
     rng = np.random.default_rng(case)
@@ -81,7 +81,7 @@ def test_planes_of_different_strides():
         plan = _backend.plan_type("c")(proptim.Rprop, [(params[-1], steps)], 1, False)
         plan.bind([grad])
         plan.assign([0], [clock])
-        plan.step([(*coefs, 1.0, 1.0, np.inf, 0.0, 0.0, 0.0)], [clock])
+        plan.step([(*coefs, *_stages.NEUTRAL.values())], [clock])
     assert np.array_equal(*params)
     assert np.array_equal(apart.size, alike.size)
     assert np.array_equal(apart.sign, alike.sign)

@@ -446,7 +446,7 @@ def exactly(text):
             ([0], np.ones(1, int)),
             TypeError,
             "values is int64; supported: float32, float64, complex64, complex128, float16, bfloat16: convert it with "
-            ".astype",
+            ".astype, a tensor with .to",
         ),
     ],
     ids=str,
@@ -489,7 +489,7 @@ def refusals():
             lambda p: rows([0], ones((1, 2), complex)),
             TypeError,
             'values of grads[0] ("t") is complex128; expected float64, the dtype of params[0] ("t"): convert it with '
-            ".astype",
+            ".astype, a tensor with .to",
         ),
         "the table": (
             lambda p: rows([0, 1], table(p)[:2]),

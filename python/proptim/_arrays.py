@@ -132,11 +132,11 @@ def _from_torch(tensor: Any, label: str) -> Array:
             )
     try:
         tensor = tensor.detach()
-        if tensor.numel() and not tensor.data_ptr():  # NumPy would take memory of its own for it
-            raise ValueError("its storage has been freed")
         if is_bfloat16(tensor):  # which NumPy does not have
             return tensor.view(sys.modules["torch"].int16).numpy().view(BFLOAT16)  # type: ignore[no-any-return]
         array: Array = tensor.numpy()
+        if array.size and not tensor.data_ptr():  # NumPy has taken memory of its own for it
+            raise ValueError("its storage has been freed")
     except MemoryError:
         raise
     except Exception as error:

@@ -66,9 +66,10 @@ def shown(grad: Any) -> Array | Rows:
     """A gradient as an array or rows; TypeError or RuntimeError for what NumPy cannot show as it is."""
     if grad.is_sparse:
         return Rows.of(grad._indices()[0].numpy(), shown(grad._values()))  # type: ignore[arg-type]
-    if grad.dtype == torch.bfloat16 or not grad.data_ptr():  # of no elements, or without memory
+    if grad.dtype == torch.bfloat16:
         return as_array(grad, "grad")
-    return grad.numpy()  # type: ignore[no-any-return]
+    array: Array = grad.numpy()
+    return array if grad.data_ptr() else as_array(grad, "grad")  # of no elements, or without memory
 
 
 class Bound:
