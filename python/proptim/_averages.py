@@ -11,9 +11,7 @@ from itertools import starmap
 from operator import setitem
 from typing import Any
 
-import numpy as np
-
-from proptim._arrays import BFLOAT16, Array, tell_torch
+from proptim._arrays import Array, tell_torch
 from proptim._formats import Stored, planes, stores
 from proptim._interrupts import Store, at_once
 from proptim._numpy import busy
@@ -76,32 +74,10 @@ class Averaged:
         tensors = self.tensors
         attributes: list[Store] = [(self.claim, "averaged", False), (self, "back", None), (self, "tensors", [])]
         release = map(self.claim.__exit__, [None], [None], [None])
-        at_once(starmap(setitem, self.back), *moved(tensors), starmap(setattr, attributes), release)
+        elsewhere: tuple[Iterable[Any], ...] = ()
+        if tensors:
+            from proptim._torch_averages import moved
+
+            elsewhere = moved(tensors)
+        at_once(starmap(setitem, self.back), *elsewhere, starmap(setattr, attributes), release)
         tell_torch(tensor for tensor, *_ in tensors)
-
-
-def moved(tensors: Sequence[tuple[Any, Any, Array]]) -> tuple[Iterable[Any], Iterable[Any]]:
-    """What writes the weights of the tensors that have been given other memory in the block to where they are now.
-
-    They are converted to the dtype that the tensor has now, and copied to its device. A tensor of another shape is
-    given memory with its weights instead.
-    """
-    if not tensors:
-        return (), ()
-    import torch
-
-    from proptim._torch_tensors import like, local
-
-    copied, given = [], []
-    for tensor, before, copy in tensors:
-        now, then = (local(each).detach() for each in (tensor, before))
-        homes = [(t.data_ptr(), t.stride(), t.shape, t.dtype, t.device) for t in (now, then)]
-        if homes[0] == homes[1]:
-            continue
-        weights = torch.from_numpy(copy.view(np.int16) if copy.dtype == BFLOAT16 else copy)
-        weights = torch.view_as_complex(weights) if then.is_complex() else weights.view(then.dtype)
-        if now.shape == then.shape:
-            copied.append((now, weights))
-        else:
-            given.append((tensor, "data", like(before, weights)))
-    return starmap(torch.Tensor.copy_, copied), starmap(setattr, given)

@@ -12,7 +12,7 @@ import torch
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
-from proptim._averages import NONE_KEPT, Averaged, Found
+from proptim._averages import NONE_KEPT, Averaged
 from proptim._formats import PAIRS, Steps
 from proptim._numpy import busy
 from proptim._options import OBJECT_OPTIONS, SETTINGS, as_shown
@@ -25,7 +25,6 @@ from proptim._parameters import (
     is_on,
     is_schedule,
     state_arrays,
-    stored,
 )
 from proptim._prepared import as_loss, checked_seed, clip_factor, settle, take_options
 from proptim._rows import told_nonfinite
@@ -44,8 +43,9 @@ from proptim._storage import (
     is_compact,
     state_of,
 )
+from proptim._torch_averages import averages_in, find_averages, first_average
 from proptim._torch_plan import Bound, Member, Settled
-from proptim._torch_state import Keeping, first_average, release
+from proptim._torch_state import Keeping, release
 from proptim._torch_tensors import (
     ARITHMETIC,
     DTYPES,
@@ -345,7 +345,7 @@ class Door(torch.optim.Optimizer):
     @property
     def ema(self) -> dict[Any, Any]:
         """Parameter -> the average of its weights, of those that have made a step."""
-        found = {p: own[AVERAGE] for p, own in self.state.items() if isinstance(own.get(AVERAGE), torch.Tensor)}
+        found = averages_in(self.state)
         if not found and all(group.get(AVERAGE) is None for group in self.param_groups):
             raise AttributeError(NONE_KEPT)
         return found
@@ -357,28 +357,7 @@ class Door(torch.optim.Optimizer):
         saved within it, a step, loading and `state_dict` are refused, and afterwards the weights have their bits back,
         also after an exception.
         """
-        return Averaged(self._claim, self._find_averages)
-
-    def _find_averages(self) -> Found:
-        averaging = [group for group in self.param_groups if group.get(AVERAGE) is not None]
-        if not averaging:
-            raise ValueError(NONE_KEPT)
-        kept = self.ema
-        averages = {p: kept[p] for group in averaging for p in group["params"] if p in kept}
-        keeping = self._keeping
-        found = []
-        for place, p in places(self.param_groups):
-            if p in averages:
-                label = f"params{place}"
-                array = as_array(local(p), label)
-                plane = keeping.plane(array.dtype)
-                beside = None if plane is None else seen(self.state[p][plane[0]], f"the master of {label}")
-                average = seen(averages[p], f"the average of {label}")
-                check_shape(average, f"the average of {label}", array, label)
-                if beside is not None:
-                    check_shape(beside, f"the master of {label}", array, label)
-                found.append((stored(array, beside), real_view(average), [p]))
-        return found
+        return Averaged(self._claim, lambda: find_averages(self.param_groups, self.state, self._keeping))
 
     def _check_place(self) -> None:
         """Raise RuntimeError if the averages of the weights are in their place."""

@@ -36,6 +36,7 @@ from proptim._storage import (
     saved_as,
     taken_compact,
 )
+from proptim._torch_averages import dtype_of_average
 from proptim._torch_tensors import DTYPES, increment_version, like, local, room, seen, unfit, unfit_state
 from proptim.rule import Rule
 
@@ -327,18 +328,6 @@ class Keeping:
             target, where, value = pair.stores(pair.master)[0]
             target[where] = value
             increment_version([p])
-
-
-def dtype_of_average(p: Any) -> np.dtype[Any]:
-    """The dtype of the average of a parameter."""
-    return dtype_of_state(None, None, AVERAGE, DTYPES[p.dtype], 0)
-
-
-def first_average(p: Any, numbers: Array) -> Any:
-    """The average of a parameter before its first step: its numbers, as the rule sees them."""
-    made = room(local(p), dtype_of_average(p))
-    real_view(seen(made, AVERAGE))[...] = numbers
-    return like(p, made)
 
 
 @cache

@@ -1,0 +1,81 @@
+"""The averages of the weights of tensors: how they begin, where they lie in torch's state, and how weights go back to a
+model that was moved in a block of `averaged()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from proptim._arrays import BFLOAT16, Array, as_array, real_view
+from proptim._averages import NONE_KEPT, Found
+from proptim._parameters import check_shape, stored
+from proptim._storage import AVERAGE, dtype_of_state
+from proptim._torch_tensors import DTYPES, like, local, places, room, seen
+
+if TYPE_CHECKING:
+    from proptim._torch_state import Keeping
+
+
+def dtype_of_average(p: Any) -> np.dtype[Any]:
+    """The dtype of the average of a parameter."""
+    return dtype_of_state(None, None, AVERAGE, DTYPES[p.dtype], 0)
+
+
+def first_average(p: Any, numbers: Array) -> Any:
+    """The average of a parameter before its first step: its numbers, as the rule sees them."""
+    made = room(local(p), dtype_of_average(p))
+    real_view(seen(made, AVERAGE))[...] = numbers
+    return like(p, made)
+
+
+def averages_in(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Parameter -> the average of its weights, of those in this state that have one."""
+    return {p: own[AVERAGE] for p, own in state.items() if isinstance(own.get(AVERAGE), torch.Tensor)}
+
+
+def find_averages(groups: list[dict[str, Any]], state: Mapping[Any, Any], keeping: Keeping) -> Found:
+    """The parameters that are averaged and have made a step; ValueError if no group is averaged."""
+    averaging = [group for group in groups if group.get(AVERAGE) is not None]
+    if not averaging:
+        raise ValueError(NONE_KEPT)
+    kept = averages_in(state)
+    averages = {p: kept[p] for group in averaging for p in group["params"] if p in kept}
+    found = []
+    for place, p in places(groups):
+        if p in averages:
+            label = f"params{place}"
+            array = as_array(local(p), label)
+            plane = keeping.plane(array.dtype)
+            beside = None if plane is None else seen(state[p][plane[0]], f"the master of {label}")
+            average = seen(averages[p], f"the average of {label}")
+            check_shape(average, f"the average of {label}", array, label)
+            if beside is not None:
+                check_shape(beside, f"the master of {label}", array, label)
+            found.append((stored(array, beside), real_view(average), [p]))
+    return found
+
+
+def moved(tensors: Sequence[tuple[Any, Any, Array]]) -> tuple[Iterable[Any], Iterable[Any]]:
+    """What writes the weights of the tensors that have been given other memory in the block to where they are now.
+
+    They are converted to the dtype that the tensor has now, and copied to its device. A tensor of another shape is
+    given memory with its weights instead.
+    """
+    copied, given = [], []
+    for tensor, before, copy in tensors:
+        now, then = (local(each).detach() for each in (tensor, before))
+        homes = [(t.data_ptr(), t.stride(), t.shape, t.dtype, t.device) for t in (now, then)]
+        if homes[0] == homes[1]:
+            continue
+        weights = torch.from_numpy(copy.view(np.int16) if copy.dtype == BFLOAT16 else copy)
+        weights = torch.view_as_complex(weights) if then.is_complex() else weights.view(then.dtype)
+        if now.shape == then.shape:
+            copied.append((now, weights))
+        else:
+            given.append((tensor, "data", like(before, weights)))
+    return starmap(torch.Tensor.copy_, copied), starmap(setattr, given)
