@@ -14,7 +14,7 @@ import scipy.sparse
 import torch
 
 import proptim
-from proptim import _missed, _stepper, schedules
+from proptim import _missed, schedules
 
 
 def falling(k):
@@ -371,14 +371,14 @@ def test_changes_between_steps(backend):
 
 def test_many_different_steps(backend, monkeypatch):
     """The record of different steps is kept short."""
-    monkeypatch.setattr(_stepper, "MOST_RUNS", 5)
+    monkeypatch.setattr(_missed, "MOST_RUNS", 5)
     monkeypatch.setattr(_missed, "PIECE", 4)
     factors = [1 - 2.0 ** -(k % 7 + 1) for k in range(40)]
     table = np.ones((9, 2))
     opt = proptim.SGD([table], lr=lambda k: 1 - factors[k], weight_decay=1.0, lazy_rows=False)
     for k in range(40):
         opt.step(nothing(k % 4))
-        assert all(len(missed.runs) <= 5 for missed in opt._stepper.missed.values())
+        assert all(len(table.runs) <= 5 for table in opt._stepper.missed.tables.values())
     opt.catch_up()
     expected = math.prod(factors)
     assert (np.abs(table - expected) <= 40 * 2 * 2.0**-53 * expected).all()
@@ -386,12 +386,12 @@ def test_many_different_steps(backend, monkeypatch):
 
 def test_products_of_runs():
     rng = np.random.default_rng(0)
-    missed = _missed.Missed(1, 0)
+    table = _missed.Table(1, 0)
     steps = [(float(rng.choice([0.5, -1.5, 0.9])), 1.0) for _ in range(50)]
     for k, factors in enumerate(steps):
-        missed.runs = missed.runs_with(k + 1, factors)
-    assert len(missed.runs) < 50
-    found = missed.factors(np.arange(50))
+        table.runs = table.runs_with(k + 1, factors)
+    assert len(table.runs) < 50
+    found = table.factors(np.arange(50))
     for since in range(50):
         exact = math.prod(a for a, _ in steps[since:])
         assert abs(found[since, 0] - exact) <= 100 * 2.0**-53 * abs(exact)

@@ -6,21 +6,22 @@ for all rows. These are recorded for each step, and a row gets their product bef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from proptim import _stages
-from proptim._arrays import Array, real_view
+from proptim._arrays import Array, real_view, tell_torch
 from proptim._formats import load, planes, stores
-from proptim._interrupts import Store
+from proptim._interrupts import Store, commit
 from proptim._random import Draw
-from proptim._rows import taken
+from proptim._rows import Rows, taken
 from proptim.rule import Rule
 
 if TYPE_CHECKING:
     from proptim._parameters import Parameter
+    from proptim._prepared import Prepared
 
 Run = tuple[int, tuple[float, ...]]
 """Steps in a row that have the same factors: the number of the last, and the factors on the parameter and its state."""
@@ -33,7 +34,7 @@ PIECE = 1 << 18
 """Numbers of a table that are made up at a time."""
 
 
-class Missed:
+class Table:
     """The steps that the rows of a table have made."""
 
     def __init__(self, length: int, step: int) -> None:
@@ -63,6 +64,73 @@ class Missed:
             yield rows[first : first + size]
 
 
+class Missed:
+    """What the rows of all tables of a stepper have missed."""
+
+    def __init__(self, rule: type[Rule]) -> None:
+        self.rule = rule
+        self.tables: dict[int, Table] = {}
+        """id of the array of a parameter -> the steps that its rows have made; the rows of others have missed none."""
+        self.undo: tuple[list[Store], list[Store]] = [], []
+        """What to store if a step fails after it has made up what rows had missed."""
+
+    def catch_up(self, work: Iterable[tuple[int, Parameter, int]], flush: bool, seed: int | None) -> None:
+        """Make up all that the rows of these parameters have missed.
+
+        For each its number, itself and the steps that it has made. `seed`: of stochastic rounding; None without.
+        """
+        found = [each for each in work if id(each[1].array) in self.tables]
+        for _, p, _ in found:
+            p.check_home()
+        for i, p, step in found:
+            table = self.tables[id(p.array)]
+            for rows in table.behind(step, p.array[:1].size):
+                stores, _ = made_up(self.rule, p, table, rows, flush, draw_at(seed, i, step))
+                commit([*stores, (table.row_step, rows, step)])
+            del self.tables[id(p.array)]
+        tell_torch([given for _, p, _ in found for given, _ in p.homes])
+
+    def make_up(self, prepared: Prepared, work: Iterable[tuple[int, Parameter, Any, Sequence[float], int]]) -> None:
+        """Before a step of these parameters: make up what the rows have missed that it steps, and note the others.
+
+        For each its number, itself, its gradient, the coefficients of the step and the steps that it has made.
+        """
+        undo: list[Store] = []
+        stores: list[Store] = []
+        notes: list[Store] = []
+        tables = dict(self.tables)
+        for i, p, grad, row, step in work:
+            now = prepared.values[id(p.group)]
+            sparse = isinstance(grad, Rows) and not now.lazy
+            table = tables.get(id(p.array))
+            if table is not None and (not sparse or len(table.runs) >= MOST_RUNS):
+                self.catch_up([(i, p, step)], prepared.flush, prepared.seed)
+                del tables[id(p.array)]
+                table = None
+            if not sparse:
+                continue
+            table = table or Table(len(p.array), step)
+            tables[id(p.array)] = table
+            rows = np.array(grad.indices, np.int64)
+            behind = rows[table.row_step[rows] < step]
+            if behind.size:
+                made, unmade = made_up(self.rule, p, table, behind, prepared.flush, draw_at(prepared.seed, i, step))
+                stores += made
+                undo += unmade
+            factors = shrinkage(self.rule, now.h, tuple(row), p.real)
+            notes.append((table, "runs", table.runs_with(step + 1, factors)))
+            stores.append((table.row_step, rows, step + 1))
+            undo.append((table.row_step, rows, table.row_step[rows]))
+        notes.append((self, "tables", tables))
+        self.undo = undo, [(target, name, getattr(target, name)) for target, name, _ in notes]
+        commit(stores, notes)
+
+
+def draw_at(seed: int | None, i: int, step: int) -> Draw | None:
+    """The stochastic rounding of parameter i at a step; None without a seed, where numbers are rounded to nearest."""
+    return None if seed is None else Draw(seed, i, 0, step)
+
+
 def power(base: Array, exponent: Array) -> Array:
     """base ** exponent for whole exponents, by multiplications alone, so that no library decides about the last bit."""
     result = np.ones(np.broadcast_shapes(base.shape, exponent.shape))
@@ -86,7 +154,7 @@ def shrinkage(rule: type[Rule], h: Mapping[str, Any], row: tuple[float, ...], re
 
 
 def made_up(
-    rule: type[Rule], p: Parameter, missed: Missed, rows: Array, flush: bool, draw: Draw | None
+    rule: type[Rule], p: Parameter, table: Table, rows: Array, flush: bool, draw: Draw | None
 ) -> tuple[list[Store], list[Store]]:
     """What to store so that these rows, which have missed steps, have made them up; and what to store to undo it.
 
@@ -95,7 +163,7 @@ def made_up(
     found: list[Store] = []
     undo: list[Store] = []
     with np.errstate(all="ignore"):
-        factors = missed.factors(missed.row_step[rows])
+        factors = table.factors(table.row_step[rows])
         arrays = [p.stored, *(real_view(p.state[name]) if name in p.state else None for name in rule.states)]
         for j, array in enumerate(arrays):
             if array is None or (factors[:, j] == 1).all():

@@ -36,7 +36,7 @@ from proptim._arrays import (
 from proptim._averages import NONE_KEPT, Found
 from proptim._formats import Mastered, rounded, shown
 from proptim._interrupts import Store, commit
-from proptim._missed import MOST_RUNS, Missed, made_up, shrinkage
+from proptim._missed import Missed
 from proptim._options import SETTINGS
 from proptim._parameters import (
     Changes,
@@ -66,7 +66,6 @@ from proptim._prepared import (
     take_options,
     wanted,
 )
-from proptim._random import Draw
 from proptim._rows import Rows, check_zeroed, moves, no_row, real_gradient, told_nonfinite, values_of
 from proptim._storage import (
     AVERAGE,
@@ -154,10 +153,7 @@ class Stepper:
         """The memory that steps write and that of the gradients, which are these of `latest`."""
         self.added: set[int] = set()
         """id of each group that was added since gradients were last passed for all parameters."""
-        self.missed: dict[int, Missed] = {}
-        """id of the array of a parameter -> the steps that its rows have missed; others have missed none."""
-        self.undo: tuple[list[Store], list[Store]] = [], []
-        """What to store if a step fails after it has made up what rows had missed."""
+        self.missed = Missed(rule)
         self.watch: Watch | None = None
         """What records the steps. While there is one no step is repeated, because it would not be recorded."""
 
@@ -464,7 +460,7 @@ class Stepper:
         parameters = [self._grown(p, values[id(p.group)]) for p in parameters]
         made = self._made(self.groups, parameters, {key: now.wanted for key, now in values.items()}, **counts)
         stores: list[Store] = [
-            (self, name, value) for name, value in {**made, "settings": settings, "missed": {}}.items()
+            (self, name, value) for name, value in {**made, "settings": settings, "missed": Missed(self.rule)}.items()
         ]
         for group, data in zip(self.groups, hyper, strict=True):
             stores += [(group, "data", data), *group.changed()]
@@ -581,69 +577,19 @@ class Stepper:
 
     def catch_up(self, indices: Iterable[int] | None = None) -> None:
         """Make up what the rows of these parameters have missed, by default of all."""
-        if not self.missed:
+        if not self.missed.tables:
             return
-        every = range(len(self.parameters)) if indices is None else indices
-        found = [(i, self.parameters[i]) for i in every if id(self.parameters[i].array) in self.missed]
-        work = [p for _, p in found]
-        clocks = {id(p): clock for p, clock in zip(self.parameters, self.clocks(), strict=True)}
+        every, clocks = range(len(self.parameters)) if indices is None else indices, self.clocks()
         flush = is_on("flush_denormals", self.settings["flush_denormals"])
-        for p in work:
-            p.check_home()
-        for i, p in found:
-            missed, (step, *_) = self.missed[id(p.array)], clocks[id(p)]
-            for rows in missed.behind(int(step), p.array[:1].size):
-                stores, _ = made_up(self.rule, p, missed, rows, flush, self._draw(i, step))
-                commit([*stores, (missed.row_step, rows, step)])
-            del self.missed[id(p.array)]
-        tell_torch([given for p in work for given, _ in p.homes])
-
-    def _draw(self, i: int, step: float) -> Draw | None:
-        """The stochastic rounding of a parameter at a step; None where numbers are rounded to nearest."""
-        if self.settings["rounding"] != "stochastic":
-            return None
-        return Draw(checked_seed(self.settings["seed"]), i, 0, int(step))
+        seed = checked_seed(self.settings["seed"]) if self.settings["rounding"] == "stochastic" else None
+        self.missed.catch_up(((i, self.parameters[i], int(clocks[i][0])) for i in every), flush, seed)
 
     def row_steps(self, p: Parameter, step: int) -> dict[str, Array]:
         """The last step of each row of a parameter that has made so many, as a state shows it; none if it is lazy."""
         if p.group["lazy_rows"] or p.array.ndim == 0:
             return {}
-        missed = self.missed.get(id(p.array))
-        return {"row_step": np.full(len(p.array), step, np.int64) if missed is None else missed.row_step.copy()}
-
-    def _make_up(self, prepared: Prepared, work: Iterable[tuple[int, Sequence[float], float]]) -> None:
-        """Before a step of these parameters: make up what the rows have missed that it steps, and note the others.
-
-        For each parameter its number, the coefficients of the step and the number of steps that it has made.
-        """
-        undo: list[Store] = []
-        stores: list[Store] = []
-        notes: list[Store] = []
-        found = dict(self.missed)
-        for i, row, step in work:
-            p, grad, now = self.parameters[i], self.plan.grads[i], prepared.values[id(self.parameters[i].group)]
-            sparse = isinstance(grad, Rows) and not now.lazy
-            missed = found.get(id(p.array))
-            if missed is not None and (not sparse or len(missed.runs) >= MOST_RUNS):
-                self.catch_up([i])
-                del found[id(p.array)]
-                missed = None
-            if not sparse:
-                continue
-            missed = missed or Missed(len(p.array), int(step))
-            found[id(p.array)] = missed
-            rows = np.array(grad.indices, np.int64)
-            behind = rows[missed.row_step[rows] < step]
-            if behind.size:
-                made, unmade = made_up(self.rule, p, missed, behind, prepared.flush, self._draw(i, step))
-                stores += made
-                undo += unmade
-            factors = shrinkage(self.rule, now.h, tuple(row), p.real)
-            notes.append((missed, "runs", missed.runs_with(int(step) + 1, factors)))
-            stores.append((missed.row_step, rows, step + 1))
-            undo.append((missed.row_step, rows, missed.row_step[rows]))
-        self.undo = undo, [(target, name, getattr(target, name)) for target, name, _ in notes]
-        commit(stores, [*notes, (self, "missed", found)])
+        table = self.missed.tables.get(id(p.array))
+        return {"row_step": np.full(len(p.array), step, np.int64) if table is None else table.row_step.copy()}
 
     # The step ----------------------------------------------------------------------------------------------------
 
@@ -651,7 +597,7 @@ class Stepper:
         """The ordinary form: one step of all parameters that have a gradient."""
         with self.claim:
             plan = self.plan
-            self.undo = [], []
+            self.missed.undo = [], []
             before = dict(vars(self))
             plan.forget()  # until this step has been made: after one that fails there is nothing to repeat
             given, bound, counted = plan.given, plan.grads, (plan.steps, plan.tally)
@@ -659,7 +605,7 @@ class Stepper:
                 self._step(grads, loss, norm)
             except BaseException:
                 if (self.plan.steps, self.plan.tally) == counted:  # refused, and not interrupted after it
-                    commit(*self.undo)
+                    commit(*self.missed.undo)
                     vars(self).update(before)
                     if plan.given is not given:
                         self._rebind(given, bound)
@@ -702,10 +648,10 @@ class Stepper:
         watch = self.watching()
         if watch is not None and watch.due(plan.steps + 1):
             self.catch_up()
-        if self.missed or not prepared.lazy:
-            numbers = enumerate(plan.cohorts.row_of)
-            work = [(i, row, plan.clocks[k][0]) for i, k in numbers if (row := rows[k]) is not None]
-            self._make_up(prepared, work)
+        if self.missed.tables or not prepared.lazy:
+            each = enumerate(zip(self.parameters, plan.grads, plan.cohorts.row_of, strict=True))
+            work = [(i, p, g, row, int(plan.clocks[k][0])) for i, (p, g, k) in each if (row := rows[k]) is not None]
+            self.missed.make_up(prepared, work)
         stepped = [c.members for c in plan.cohorts if c.active] if self.tensors else []
         plan.told = self._told([p for members in stepped for p in members if p.homes])
         looks = [] if watch is None else watch.look(self, plan.steps + 1, prepared.scale, rows)
@@ -717,7 +663,7 @@ class Stepper:
             watch.keep(looks)
         active = [h for h in values if h is not None]
         repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
-        repeats = repeats and prepared.lazy and not self.missed  # what rows have missed is looked at in every step
+        repeats = repeats and prepared.lazy and not self.missed.tables  # which are looked at in every step
         if repeats and not any(isinstance(a, Rows) and moves(g) for g, a in zip(plan.given, plan.grads, strict=True)):
             homes = [each for p in self.tensors for each in p.homes]
             moving = [(g, home) for g in plan.given if (home := home_of(g)) is not None]
@@ -781,14 +727,14 @@ class Stepper:
             self.occupied = None  # which knows the gradients by their list, and this changes one of them in it
             i = self.number(key)
             self.dissolve()
-            self.undo = [], []
+            self.missed.undo = [], []
             before, plan = dict(vars(self)), self.plan
             given, bound, tally, clock = plan.given[i], plan.grads[i], plan.tally, self.parameters[i].clock
             try:
                 self._step_param(i, grad)
             except BaseException:
                 if self.plan.tally == tally and self.parameters[i].clock is clock:  # refused, as above
-                    commit(*self.undo)
+                    commit(*self.missed.undo)
                     vars(self).update(before, zeroed=None)
                     if plan.given[i] is not given:
                         plan.bind_one(i, real_gradient(bound), given, bound)
@@ -831,8 +777,8 @@ class Stepper:
         watch = self.watching()
         if watch is not None and watch.due(now + 1):
             self.catch_up([i])
-        if self.missed or not values.lazy:
-            self._make_up(prepared, [(i, row, p.clock[0])])
+        if self.missed.tables or not values.lazy:
+            self.missed.make_up(prepared, [(i, p, self.plan.grads[i], row, int(p.clock[0]))])
         self.plan.told = self._told([p] if p.homes else [], i)
         looks = [] if watch is None else watch.look_at(self, now + 1, prepared.scale, [(i, row)])
         self.plan.seed = prepared.seed
