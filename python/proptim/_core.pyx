@@ -65,9 +65,6 @@ cdef enum:
     LOOK_SOON = 125
     LOOK_AGAIN = 2000
 
-cdef object FLOAT32 = dtype(float32), FLOAT64 = dtype(float64)  # NumPy has one object of each native dtype
-cdef object FLOAT16 = dtype(float16), BITS = dtype(uint16)      # arrays of bfloat16 are viewed as uint16
-cdef object _bfloat16 = None    # the dtype of ml_dtypes, once an array of it has been seen
 cdef object NDARRAY = ndarray  # saves a lookup at every step
 cdef object ROWS = Rows
 process = os.getpid()  # the process that imported this module
@@ -79,8 +76,6 @@ if hasattr(os, "register_at_fork"):
         _here = os.getpid()
 
     os.register_at_fork(after_in_child=_forked)
-
-NATIVE = b"@=<" if sys.byteorder == "little" else b"@=>"  # marks of this machine's byte order in a format
 
 cdef const proptim_isa *_isa = NULL
 cdef proptim_parallel *_parallel = NULL
@@ -149,52 +144,6 @@ for _number, (_arrays, _marks, _coefs) in enumerate(_rules.values()):
     _arrays_of[_number], _coefs_of[_number] = len(_arrays), len(_coefs)
 
 
-cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,
-                           long long coefs, const double *row, long long stages) noexcept nogil:
-    """One step of one parameter on this thread, for code compiled at run time; returns 0.
-
-    Such code is cached, and may have been compiled for another version of this module.  If that version had another
-    ABI, more rules, stages or formats, or another number of arrays or coefficients for this rule, nothing is done and 1
-    is returned.  `places` are rows of 1 + 2 (1 + ndim) numbers.  The first row begins with the size in bytes of the
-    numbers that the rule computes in, and has the shape from its third number on.  Each other row has the format of an
-    array, then the address and the byte strides of each of its two planes, address 0 for a plane that is absent.
-    Strides are rewritten.  `row`: the coefficients of the rule, then those of the stages.
-    """
-    cdef proptim_segment segment
-    cdef proptim_row numbers
-    cdef long long j, length = 1 + 2 * (1 + ndim)
-    if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
-        return 1
-    if arrays != _arrays_of[rule] or coefs != _coefs_of[rule]:
-        return 1
-    memset(&segment, 0, sizeof(segment))
-    segment.dtype = PROPTIM_F32 if places[0] == 4 else PROPTIM_F64
-    segment.ndim = <int>ndim
-    segment.shape = <size_t *>(places + 2)
-    for j in range(arrays):
-        places += length
-        if places[0] >= PROPTIM_FORMATS:
-            return 1
-        segment.arrays[j].format = <unsigned char>places[0]
-        segment.arrays[j].planes[0] = <void *>places[1]
-        segment.arrays[j].strides[0] = places + 2
-        segment.arrays[j].planes[1] = <void *>places[2 + ndim]
-        segment.arrays[j].strides[1] = places + 3 + ndim
-    proptim_row_init(&numbers, <proptim_rule>rule, row)
-    memcpy(numbers.stages, row + coefs, stages * sizeof(double))
-    proptim_layout(&segment)
-    proptim_step(_isa, <proptim_rule>rule, &segment, 1, &numbers, 1, NULL)
-    return 0
-
-
-def step_arrays_for_jit():
-    """Address of `step_arrays`, the ABI that it is called with, and the formats by name."""
-    formats = {"PLAIN": PROPTIM_PLAIN, "BF16": PROPTIM_BF16, "F16": PROPTIM_F16, "SPLIT": PROPTIM_SPLIT,
-               "BF16_MASTER": PROPTIM_BF16_MASTER, "F16_MASTER": PROPTIM_F16_MASTER, "FLOAT32": PROPTIM_FLOAT32,
-               "FLOAT64": PROPTIM_FLOAT64}
-    return <size_t>&step_arrays, PROPTIM_ABI, formats
-
-
 def build_info():
     """Compiler and flags of this module."""
     return {"compiler": PROPTIM_COMPILER.decode(), "flags": PROPTIM_FLAGS.decode()}
@@ -228,86 +177,7 @@ cdef proptim_parallel *parallel() except? NULL:
     return _parallel
 
 
-cdef int format_of(Py_buffer *view, int dtype) except -1:
-    """The proptim_format of an array of one plane, for a rule that computes in `dtype`."""
-    cdef bytes code = view.format if view.format is not NULL else b"B"
-    code = code.lstrip(NATIVE)
-    if code == b"f" and view.itemsize == 4:
-        return PROPTIM_PLAIN if dtype == PROPTIM_F32 else PROPTIM_FLOAT32
-    if code == b"d" and view.itemsize == 8:
-        return PROPTIM_PLAIN if dtype == PROPTIM_F64 else PROPTIM_FLOAT64
-    if code == b"e" and view.itemsize == 2:
-        return PROPTIM_F16
-    if code == b"H" and view.itemsize == 2:
-        return PROPTIM_BF16
-    raise TypeError(f"buffer has format {code!r}; expected float32, float64, float16 or the bits of bfloat16")
-
-
-cdef int dtype_of(Py_buffer *view) except -1:
-    """The dtype in which a rule computes for a parameter."""
-    return PROPTIM_F64 if format_of(view, PROPTIM_F64) == PROPTIM_PLAIN else PROPTIM_F32
-
-
-COMPACT = {Int8: PROPTIM_INT8, Squares8: PROPTIM_SQUARES8, Steps8: PROPTIM_STEPS8}
-"""Class -> format of state in one byte."""
-
-
-cdef int format_of_pair(object pair, int first, int second, int dtype) except -1:
-    """The proptim_format of an array of two planes, from the formats that each plane has by itself."""
-    if type(pair) is Steps and first == second == PROPTIM_PLAIN:
-        return PROPTIM_STEPS
-    if type(pair) is Split and first == second == PROPTIM_BF16 and dtype == PROPTIM_F32:
-        return PROPTIM_SPLIT
-    if type(pair) is Mastered and second == PROPTIM_PLAIN and dtype == PROPTIM_F32:
-        if first == PROPTIM_BF16:
-            return PROPTIM_BF16_MASTER
-        if first == PROPTIM_F16:
-            return PROPTIM_F16_MASTER
-    if type(pair) is Published and first == PROPTIM_PLAIN and dtype == PROPTIM_F32:
-        if second == PROPTIM_BF16:
-            return PROPTIM_BF16_COPY
-        if second == PROPTIM_F16:
-            return PROPTIM_F16_COPY
-    raise TypeError(f"{type(pair).__name__} of two planes whose dtypes do not go together")
-
-
-cdef bint rounds(proptim_segment *s) noexcept:
-    """Whether a step of a segment may round at random, and in another order than C order."""
-    cdef int j
-    for j in range(PROPTIM_MAX_ARRAYS):
-        if j != PROPTIM_GRADS and s.arrays[j].format in (PROPTIM_BF16, PROPTIM_F16, PROPTIM_FLOAT32):
-            return True
-    return False
-
-
-cdef int format_of_compact(object pair, Py_buffer *code, Py_buffer *scale, int dtype) except -1:
-    """The proptim_format of state in one byte; its arrays are checked as its format needs it."""
-    cdef Py_ssize_t stride = 1, size = 1
-    cdef int d, form = COMPACT[type(pair)]
-    for d in range(code.ndim - 1, -1, -1):
-        if form != PROPTIM_STEPS8 and code.shape[d] != 1 and code.strides[d] != stride:
-            raise ValueError("codes of blocks have to be in C order")
-        stride *= code.shape[d]
-        size *= code.shape[d]
-    kind = (<bytes>code.format).lstrip(NATIVE) if code.format is not NULL else b"B"
-    if dtype != PROPTIM_F32 or kind != (b"b" if form == PROPTIM_INT8 else b"B"):
-        raise TypeError(f"{type(pair).__name__} of arrays whose dtypes do not go together")
-    if format_of(scale, PROPTIM_F32) != PROPTIM_PLAIN or scale.ndim != 1 or scale.strides[0] != 4:
-        raise TypeError("scales have to be a dense array of float32")
-    if scale.shape[0] != (2 if form == PROPTIM_STEPS8 else (size + PROPTIM_QUANTA - 1) // PROPTIM_QUANTA):
-        raise ValueError("codes and scales differ in size")
-    return form
-
-
-cdef bint is_bfloat16(object kind) except -1:
-    """Whether a dtype is the bfloat16 of ml_dtypes, which need not be installed."""
-    global _bfloat16
-    if kind is _bfloat16:
-        return True
-    if _bfloat16 is None and kind.itemsize == 2 and kind.name == "bfloat16":
-        _bfloat16 = kind
-        return True
-    return False
+include "_buffers.pxi"
 
 
 cdef class Claim:
@@ -1272,72 +1142,6 @@ cdef class Plan:
             self.best[0] = self.best[1] = FOREVER  # best[1] stays so if no threads help, or another step has them
         if self.trial not in (0, SERIAL_TRIALS) and seconds < self.best[in_parallel]:
             self.best[in_parallel] = seconds
-
-
-cdef void fill_view(proptim_view *view, Py_buffer *buffer, int dtype, int form):
-    view.planes[0] = buffer.buf
-    view.format = form
-    view.dtype = <proptim_dtype>dtype
-    view.ndim = buffer.ndim
-    view.shape = <const ptrdiff_t *>buffer.shape
-    view.strides[0] = <const ptrdiff_t *>buffer.strides
-
-
-cdef int check_shape(Py_buffer *param, Py_buffer *view) except -1:
-    """Check once more what the caller has checked with better messages, because memory safety depends on it."""
-    cdef int d
-    if view.ndim != param.ndim:
-        raise ValueError("arrays of one segment differ in dimensions")
-    for d in range(param.ndim):
-        if view.shape[d] != param.shape[d]:
-            raise ValueError("arrays of one segment differ in shape")
-    return 0
-
-
-def sums_of_blocks(arrays, int threads=1):
-    """The sum of squares of each block of real arrays, and whether all elements are finite."""
-    cdef Py_ssize_t i, count = len(arrays), held = 0
-    cdef Py_buffer *buffers = <Py_buffer *>calloc(max(count, 1), sizeof(Py_buffer))
-    cdef proptim_view *views = <proptim_view *>calloc(max(count, 1), sizeof(proptim_view))
-    cdef Py_buffer sums
-    cdef proptim_parallel *several = NULL
-    cdef int finite = 1
-    if threads > 1:
-        several = parallel()
-    try:
-        if not buffers or not views:
-            raise MemoryError
-        for i in range(count):
-            PyObject_GetBuffer(arrays[i], &buffers[i], PyBUF_STRIDES | PyBUF_FORMAT)
-            held += 1
-            fill_view(&views[i], &buffers[i], dtype_of(&buffers[i]), format_of(&buffers[i], dtype_of(&buffers[i])))
-        made = ndarray(proptim_reduce_partials(views, count))
-        PyObject_GetBuffer(made, &sums, PyBUF_WRITABLE)
-        with nogil:
-            proptim_reduce_blocks(_isa, views, count, <double *>sums.buf, &finite, threads, several)
-        PyBuffer_Release(&sums)
-        return made, bool(finite)
-    finally:
-        for i in range(held):
-            PyBuffer_Release(&buffers[i])
-        free(buffers)
-        free(views)
-
-
-def sum_of_blocks(sums):
-    """Add up the sums of all blocks of all arrays, in order; overwrites them."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(sums, &view, PyBUF_WRITABLE)
-    try:
-        return proptim_reduce_tree(<double *>view.buf, view.len // sizeof(double))
-    finally:
-        PyBuffer_Release(&view)
-
-
-def sum_of_squares(arrays):
-    """Sum of squares of real arrays, and whether all elements are finite."""
-    sums, finite = sums_of_blocks(arrays)
-    return sum_of_blocks(sums), finite
 
 
 cdef int tell_forked() except -1:

@@ -1,4 +1,5 @@
-# Included by _core.pyx.  One step without a plan, for `proptim.functional`.
+# Included by _core.pyx.  Steps and sums without a plan: for `proptim.functional`, for code that is compiled at run time,
+# and the norms of arrays.
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
@@ -214,3 +215,95 @@ cdef bint begins_with_zero(Py_buffer *view) noexcept:
     if not view.len:
         return False
     return (<float *>view.buf)[0] == 0 if view.itemsize == sizeof(float) else (<double *>view.buf)[0] == 0
+
+
+cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,
+                           long long coefs, const double *row, long long stages) noexcept nogil:
+    """One step of one parameter on this thread, for code compiled at run time; returns 0.
+
+    Such code is cached, and may have been compiled for another version of this module.  If that version had another
+    ABI, more rules, stages or formats, or another number of arrays or coefficients for this rule, nothing is done and 1
+    is returned.  `places` are rows of 1 + 2 (1 + ndim) numbers.  The first row begins with the size in bytes of the
+    numbers that the rule computes in, and has the shape from its third number on.  Each other row has the format of an
+    array, then the address and the byte strides of each of its two planes, address 0 for a plane that is absent.
+    Strides are rewritten.  `row`: the coefficients of the rule, then those of the stages.
+    """
+    cdef proptim_segment segment
+    cdef proptim_row numbers
+    cdef long long j, length = 1 + 2 * (1 + ndim)
+    if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
+        return 1
+    if arrays != _arrays_of[rule] or coefs != _coefs_of[rule]:
+        return 1
+    memset(&segment, 0, sizeof(segment))
+    segment.dtype = PROPTIM_F32 if places[0] == 4 else PROPTIM_F64
+    segment.ndim = <int>ndim
+    segment.shape = <size_t *>(places + 2)
+    for j in range(arrays):
+        places += length
+        if places[0] >= PROPTIM_FORMATS:
+            return 1
+        segment.arrays[j].format = <unsigned char>places[0]
+        segment.arrays[j].planes[0] = <void *>places[1]
+        segment.arrays[j].strides[0] = places + 2
+        segment.arrays[j].planes[1] = <void *>places[2 + ndim]
+        segment.arrays[j].strides[1] = places + 3 + ndim
+    proptim_row_init(&numbers, <proptim_rule>rule, row)
+    memcpy(numbers.stages, row + coefs, stages * sizeof(double))
+    proptim_layout(&segment)
+    proptim_step(_isa, <proptim_rule>rule, &segment, 1, &numbers, 1, NULL)
+    return 0
+
+
+def step_arrays_for_jit():
+    """Address of `step_arrays`, the ABI that it is called with, and the formats by name."""
+    formats = {"PLAIN": PROPTIM_PLAIN, "BF16": PROPTIM_BF16, "F16": PROPTIM_F16, "SPLIT": PROPTIM_SPLIT,
+               "BF16_MASTER": PROPTIM_BF16_MASTER, "F16_MASTER": PROPTIM_F16_MASTER, "FLOAT32": PROPTIM_FLOAT32,
+               "FLOAT64": PROPTIM_FLOAT64}
+    return <size_t>&step_arrays, PROPTIM_ABI, formats
+
+
+def sums_of_blocks(arrays, int threads=1):
+    """The sum of squares of each block of real arrays, and whether all elements are finite."""
+    cdef Py_ssize_t i, count = len(arrays), held = 0
+    cdef Py_buffer *buffers = <Py_buffer *>calloc(max(count, 1), sizeof(Py_buffer))
+    cdef proptim_view *views = <proptim_view *>calloc(max(count, 1), sizeof(proptim_view))
+    cdef Py_buffer sums
+    cdef proptim_parallel *several = NULL
+    cdef int finite = 1
+    if threads > 1:
+        several = parallel()
+    try:
+        if not buffers or not views:
+            raise MemoryError
+        for i in range(count):
+            PyObject_GetBuffer(arrays[i], &buffers[i], PyBUF_STRIDES | PyBUF_FORMAT)
+            held += 1
+            fill_view(&views[i], &buffers[i], dtype_of(&buffers[i]), format_of(&buffers[i], dtype_of(&buffers[i])))
+        made = ndarray(proptim_reduce_partials(views, count))
+        PyObject_GetBuffer(made, &sums, PyBUF_WRITABLE)
+        with nogil:
+            proptim_reduce_blocks(_isa, views, count, <double *>sums.buf, &finite, threads, several)
+        PyBuffer_Release(&sums)
+        return made, bool(finite)
+    finally:
+        for i in range(held):
+            PyBuffer_Release(&buffers[i])
+        free(buffers)
+        free(views)
+
+
+def sum_of_blocks(sums):
+    """Add up the sums of all blocks of all arrays, in order; overwrites them."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(sums, &view, PyBUF_WRITABLE)
+    try:
+        return proptim_reduce_tree(<double *>view.buf, view.len // sizeof(double))
+    finally:
+        PyBuffer_Release(&view)
+
+
+def sum_of_squares(arrays):
+    """Sum of squares of real arrays, and whether all elements are finite."""
+    sums, finite = sums_of_blocks(arrays)
+    return sum_of_blocks(sums), finite
