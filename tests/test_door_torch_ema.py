@@ -145,6 +145,46 @@ def test_a_model_that_gets_other_memory(move):
     assert bits(opts[0].ema.values()) == bits(opts[1].ema.values())
 
 
+def to_meta(p):
+    """As model.to("meta") with torch.__future__.set_swap_module_params_on_conversion(True)."""
+    return torch.nn.Parameter(torch.empty_like(p, device="meta"))
+
+
+def to_sparse(p):
+    return torch.nn.Parameter(p.detach().to_sparse())
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("change", [to_meta, to_sparse])
+def test_parameters_that_cannot_have_their_weights_back(change):
+    """An error that names the first, when all others have their weights; the optimizer is not held."""
+    params = [torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(4)]
+    opt = proptim.torch.Adam(params, ema=0.5, lr=0.1)
+    give(params, 0)
+    opt.step()
+    before = bits(params)
+    others = [change(params[1]), change(params[3])]
+
+    def move():
+        with opt.averaged():
+            assert not any(map(bytes.__eq__, bits(params), before))
+            params[2].data = params[2].data.clone()
+            swap()
+
+    def swap():
+        for p, other in zip((params[1], params[3]), others, strict=True):
+            p.grad = None
+            torch.utils.swap_tensors(p, other)
+
+    with pytest.raises(RuntimeError, match=r"^params\[1\] is on .* cannot have its weights back; expected a model"):
+        move()
+    assert bits([params[0], others[0], params[2], others[1]]) == before
+    swap()
+    give(params, 1)
+    opt.step()
+    assert [own["step"].item() for own in opt.state.values()] == [2] * 4
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 def test_a_parameter_of_another_shape(dtype):

@@ -557,6 +557,38 @@ def test_tensors_that_get_another_dtype():
     assert torch.equal(w, before.half())
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_tensor_that_has_no_memory_any_more(published):
+    """An error that names it, when all others have their weights; the optimizer is not held."""
+    tensors = [torch.linspace(-1, 1, 6) for _ in range(3)]
+    copies = [torch.zeros(6, dtype=torch.bfloat16) for _ in tensors]
+    opt = proptim.SGD(tensors, lr=0.3, ema=0.5, publish=copies)
+    opt.step([torch.full((6,), 0.7)] * 3)
+    before = [t.clone() for t in (*tensors, *copies)]
+    gone = (copies if published else tensors)[1]
+    other = torch.empty(6, dtype=gone.dtype, device="meta")
+    name = "publish" if published else "params"
+
+    def move():
+        with opt.averaged():
+            assert not any(map(torch.equal, tensors, before))
+            torch.utils.swap_tensors(gone, other)
+
+    with pytest.raises(
+        RuntimeError,
+        match=rf"^{name}\[1\] is on meta with layout torch.strided .* expected a model that is moved after",
+    ):
+        move()
+    assert gone.is_meta
+    now = [other if t is gone else t for t in (*tensors, *copies)]  # the memory that it had, too
+    assert all(map(torch.equal, now, before))
+    torch.utils.swap_tensors(gone, other)
+    with opt.averaged():
+        pass
+    opt.step()
+    assert opt.steps == 2
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 

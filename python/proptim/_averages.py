@@ -18,8 +18,8 @@ from proptim._numpy import busy
 
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
-Found = Sequence[tuple[Stored, Array, Sequence[Any]]]
-"""Parameters as they are stepped, each with its average and with the tensor, or None, that each of its planes is of."""
+Found = Sequence[tuple[Stored, Array, Sequence[tuple[str, Any]]]]
+"""Parameters as they are stepped, each with its average, and the name and tensor (or None) of each of its planes."""
 
 
 class Averaged:
@@ -31,7 +31,7 @@ class Averaged:
     def __init__(self, claim: Any, find: Callable[[], Found]) -> None:
         """`find` is called when the block begins, while the claim is held."""
         self.claim, self.find = claim, find
-        self.tensors: list[tuple[Any, Any, Array]] = []
+        self.tensors: list[tuple[str, Any, Any, Array]] = []
         """The tensors, with a view of the memory that each had when the block began, and the copy of its weights."""
 
     def __enter__(self) -> None:
@@ -48,10 +48,10 @@ class Averaged:
                 copies = [(plane, ..., plane.copy()) for plane in planes(param)]
                 back += copies
                 both = zip(of_planes, copies, strict=False)  # a master needs no tensor: nothing else writes it
-                tensors += [(tensor, tensor.detach(), copy) for tensor, (*_, copy) in both if isinstance(tensor, kind)]
+                tensors += [(name, t, t.detach(), copy) for (name, t), (*_, copy) in both if isinstance(t, kind)]
             attributes = [(self.claim, "averaged", True), (self, "back", back), (self, "tensors", tensors)]
             at_once(starmap(setattr, attributes), starmap(setitem, found))
-            tell_torch(tensor for tensor, *_ in tensors)
+            tell_torch(tensor for _, tensor, *_ in tensors)
         except BaseException:
             self.leave()
             raise
@@ -68,16 +68,21 @@ class Averaged:
             self.leave()
 
     def leave(self) -> None:
-        """Put the weights back and let go of the optimizer, or do nothing if it is not held."""
+        """Put the weights back and let go of the optimizer, or do nothing if it is not held.
+
+        RuntimeError for a tensor that cannot hold weights any more; all others have theirs then.
+        """
         if self.back is None:
             return
-        tensors = self.tensors
-        attributes: list[Store] = [(self.claim, "averaged", False), (self, "back", None), (self, "tensors", [])]
-        release = map(self.claim.__exit__, [None], [None], [None])
+        tensors, lost = self.tensors, ""
         elsewhere: tuple[Iterable[Any], ...] = ()
         if tensors:
             from proptim._torch_averages import moved
 
-            elsewhere = moved(tensors)
+            elsewhere, lost = moved(tensors)
+        attributes: list[Store] = [(self.claim, "averaged", False), (self, "back", None), (self, "tensors", [])]
+        release = map(self.claim.__exit__, [None], [None], [None])
         at_once(starmap(setitem, self.back), *elsewhere, starmap(setattr, attributes), release)
-        tell_torch(tensor for tensor, *_ in tensors)
+        tell_torch(tensor for _, tensor, *_ in tensors)
+        if lost:
+            raise RuntimeError(lost)

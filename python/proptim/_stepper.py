@@ -487,7 +487,10 @@ class Stepper:
             (
                 p.stored,
                 real_view(p.state[AVERAGE]),
-                [None if home is None else given for given, home in ((p.given, p.home), (p.published, p.copy_home))],
+                [
+                    (p.label, None if p.home is None else p.given),
+                    (p.copy_label, None if p.copy_home is None else p.published),
+                ],
             )
             for p in members
         ]

@@ -56,19 +56,25 @@ def find_averages(groups: list[dict[str, Any]], state: Mapping[Any, Any], keepin
             check_shape(average, f"the average of {label}", array, label)
             if beside is not None:
                 check_shape(beside, f"the master of {label}", array, label)
-            found.append((stored(array, beside), real_view(average), [p]))
+            found.append((stored(array, beside), real_view(average), [(label, p)]))
     return found
 
 
-def moved(tensors: Sequence[tuple[Any, Any, Array]]) -> tuple[Iterable[Any], Iterable[Any]]:
+def moved(tensors: Sequence[tuple[str, Any, Any, Array]]) -> tuple[tuple[Iterable[Any], ...], str]:
     """What writes the weights of the tensors that have been given other memory in the block to where they are now.
 
     They are converted to the dtype that the tensor has now, and copied to its device. A tensor of another shape is
-    given memory with its weights instead.
+    given memory with its weights instead. Also a message, if there is a tensor that cannot hold weights any more.
     """
-    copied, given = [], []
-    for tensor, before, copy in tensors:
+    copied, given, lost = [], [], ""
+    for label, tensor, before, copy in tensors:
         now, then = (local(each).detach() for each in (tensor, before))
+        if now.device.type == "meta" or now.layout != torch.strided:
+            lost = lost or (
+                f"{label} is on {now.device} with layout {now.layout} now, where it cannot have its weights back; "
+                "expected a model that is moved after `with opt.averaged():`; all other weights are back"
+            )
+            continue
         homes = [(t.data_ptr(), t.stride(), t.shape, t.dtype, t.device) for t in (now, then)]
         if homes[0] == homes[1]:
             continue
@@ -78,4 +84,4 @@ def moved(tensors: Sequence[tuple[Any, Any, Array]]) -> tuple[Iterable[Any], Ite
             copied.append((now, weights))
         else:
             given.append((tensor, "data", like(before, weights)))
-    return starmap(torch.Tensor.copy_, copied), starmap(setattr, given)
+    return (starmap(torch.Tensor.copy_, copied), starmap(setattr, given)), lost

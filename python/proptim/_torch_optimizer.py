@@ -355,7 +355,8 @@ class Door(torch.optim.Optimizer):
 
         As `proptim.Optimizer.averaged`: parameters whose group has no `ema` stay as they are, the model is evaluated or
         saved within it, a step, loading and `state_dict` are refused, and afterwards the weights have their bits back,
-        also after an exception.
+        also after an exception. A parameter that has been moved to the device "meta" meanwhile, which holds no weights,
+        is a RuntimeError after the block, when all others have theirs.
         """
         return Averaged(self._claim, lambda: find_averages(self.param_groups, self.state, self._keeping))
 

@@ -513,7 +513,9 @@ class Optimizer(Rule):
         ValueError
             If no average is kept, or a tensor of torch has been given other memory; nothing has changed then.
         RuntimeError
-            If another thread is stepping this optimizer, and within another such block.
+            If another thread is stepping this optimizer, and within another such block. After the block, if a tensor
+            has been moved to where there is no memory for its weights, such as torch's device "meta"; all others have
+            theirs then.
 
         Examples
         --------
