@@ -26,7 +26,10 @@ NO_ARRAY = (
 ON_CPU = "expected an array in CPU memory: copy it to the CPU first"
 COLLECTION = "expected a sequence or dict of arrays"
 SHARED = "share memory; expected separate memory: pass a copy of one"
-NO_GRADIENTS = "step() has no gradients; pass them, step(grads), or bind them with grads= before"
+NO_GRADIENTS = (
+    "step() has no gradients: none are passed or bound, or all of them are None; expected at least one: pass it, "
+    "step(grads), or bind it with grads= before"
+)
 
 
 def exactly(text):

@@ -628,7 +628,10 @@ class Stepper:
             for now in prepared.values.values():
                 self.rule.check_loss(now.h, loss)
         if self.plan.cohorts is None and all(g is None for g in self.plan.grads):
-            raise ValueError("step() has no gradients; pass them, step(grads), or bind them with grads= before")
+            raise ValueError(
+                "step() has no gradients: none are passed or bound, or all of them are None; expected at least one: "
+                "pass it, step(grads), or bind it with grads= before"
+            )
         factor, tally = self._factor(prepared, norm=norm)
         if factor is None:
             return

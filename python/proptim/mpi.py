@@ -409,8 +409,8 @@ class Sharded:
         Raises
         ------
         ValueError, TypeError
-            For gradients that do not fit, or a `grad_norm` that differs between ranks, is negative or no number, on all
-            ranks; nothing has changed then.
+            For gradients that do not fit, if every one is None, or for a `grad_norm` that differs between ranks, is
+            negative or no number, on all ranks; nothing has changed then.
         FloatingPointError
             As `nonfinite` says, on all ranks; nothing has changed then.
         RuntimeError

@@ -307,8 +307,8 @@ class Optimizer(Rule):
         Raises
         ------
         ValueError, TypeError
-            For gradients that do not fit, and for a `grad_norm` that is negative or not a number; nothing has changed
-            then.
+            For gradients that do not fit, if every one is None, and for a `grad_norm` that is negative or not a number;
+            nothing has changed then.
         FloatingPointError
             As `nonfinite` says; nothing has changed then.
         RuntimeError
