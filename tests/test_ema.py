@@ -657,6 +657,34 @@ def test_an_average_begins_with_rows_that_have_caught_up(backend, begin):
     np.testing.assert_array_equal(opt.ema[0], moved(start, tables[0], 0.5))
 
 
+def test_an_average_that_begins_with_a_loaded_state(backend):
+    """It begins with the weights as they are, which may have been loaded too: their rows do not catch up first."""
+    tables, whole = [np.ones((6, 4), "f4") for _ in range(2)], [np.full((6, 4), 0.5, "f4"), np.ones(3, "f4")]
+    opt, twin = (
+        proptim.SGD([table, np.ones(3, "f4")], lr=0.25, weight_decay=1.0, lazy_rows=False, backend=backend)
+        for table in tables
+    )
+    opt.step(whole)
+    saved = opt.state_dict()
+    for row in (1, 3, 1):
+        opt.step([proptim.Rows([row], np.ones((1, 4), "f4")), None])
+    opt.step([None, whole[1]])  # so that no gradient of rows is bound, which an average would refuse
+    assert opt.state[0]["row_step"].tolist() == [1, 4, 1, 3, 1, 1]
+    behind = tables[0].copy()
+    opt.param_groups[0]["ema"] = twin.param_groups[0]["ema"] = 0.5
+    opt.load_state_dict(saved)
+    tables[1][:] = behind
+    twin.load_state_dict(saved)
+    np.testing.assert_array_equal(tables[0], behind)
+    np.testing.assert_array_equal(opt.ema[0], behind)
+    assert opt.state[0]["row_step"].tolist() == [1] * 6
+    for each in (opt, twin):
+        each.step(whole)
+    np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(opt.ema[0], twin.ema[0])
+    np.testing.assert_array_equal(opt.ema[0], moved(behind, tables[0], 0.5))
+
+
 @pytest.mark.parametrize("ema", [-0.1, 1.0, 1.5, np.nan, lambda t: 1.0])
 def test_numbers_that_are_refused(ema):
     with pytest.raises(ValueError, match=r"^Invalid ema value: .* \(expected a number >= 0 and < 1\)"):

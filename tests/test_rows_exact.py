@@ -295,6 +295,30 @@ def test_what_lets_rows_catch_up(backend, tmp_path):
     assert table[:, 0].tolist() == [1 / 2, 1 / 4, 1 / 2]
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_lazy_rows_is_loaded(backend, saved):
+    """It is that of the state, as every hyperparameter of a group is; a state that has none leaves it as it is."""
+    opts = [
+        proptim.SGD([np.ones((3, 2))], lr=0.5, weight_decay=1.0, lazy_rows=lazy, backend=backend)
+        for lazy in (saved, not saved)
+    ]
+    opts[0].step(nothing(0))
+    state = opts[0].state_dict()
+    opts[1].load_state_dict(state)
+    assert opts[1].lazy_rows is saved
+    table = opts[1].param_groups[0]["params"][0]
+    opts[1].step(nothing(1))
+    opts[1].catch_up()
+    assert table[:, 0].tolist() == ([1, 1 / 2, 1] if saved else [1 / 2] * 3)
+    opts[1].lazy_rows = not saved
+    opts[1].step(nothing(1))
+    opts[1].catch_up()
+    assert table[:, 0].tolist() == [1 / 2, 1 / 4, 1 / 2]
+    del state["param_groups"][0]["lazy_rows"]
+    opts[1].load_state_dict(state)
+    assert opts[1].lazy_rows is not saved
+
+
 def test_reset_of_one(backend):
     tables = [np.ones((2, 2)), np.ones((2, 2))]
     opt = proptim.SGD(tables, lr=0.5, weight_decay=1.0, lazy_rows=False)

@@ -457,6 +457,8 @@ class Stepper:
         }
         settings = {**self.settings, **options}
         take_options(settings, steps, self.mean_of)
+        # Rows do not catch up first, because the weights may have been loaded already. What they had missed is
+        # forgotten, and an average that begins here begins with the weights with which the run goes on.
         parameters = [self._grown(p, values[id(p.group)]) for p in parameters]
         made = self._made(self.groups, parameters, {key: now.wanted for key, now in values.items()}, **counts)
         stores: list[Store] = [
