@@ -33,7 +33,7 @@ class OneShot:
     def _signature(self) -> Signature: ...
     def __call__(self, *args: Any, **keywords: Any) -> None: ...
     def init(
-        self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, **hyper: Any
+        self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, ema: Any = None, **hyper: Any
     ) -> dict[str, Array]: ...
 
 '''
@@ -53,6 +53,9 @@ NAMED = {
     "clip_value": "Schedulable | None",
     "grad_scale": "float",
     "master": "Any",
+    "ema": "Schedulable | None",
+    "average": "Any",
+    "publish": "Any",
     "threads": 'int | Literal["auto"]',
     "backend": 'Literal["c", "numba", "numpy"] | None',
 }
@@ -61,6 +64,7 @@ NAMED = {
 STORAGE = (
     'master: Literal["auto", "split", "float32"] | None = "auto"',
     "state_dtype: str | Mapping[str, str] | None = None",
+    "ema: Schedulable | None = None",
 )
 """The arguments of `init` besides hyperparameters."""
 

@@ -29,7 +29,8 @@ cdef class OneShot:
 
     cdef dict numbers, places
     cdef object advance, clock_at
-    cdef int rule, n_coefs, n_arrays
+    cdef int rule, n_coefs
+    cdef int n_arrays  # those of the rule; array number n_arrays is the average of the parameter
     cdef unsigned never_zero  # bit j: array j begins with a 0 only if the caller made it, which Python then refuses
 
     def __cinit__(self, rule):
@@ -40,6 +41,7 @@ cdef class OneShot:
         self.advance, self.clock_at = rule.advance, rule.clock_at
         self.rule = _rule_numbers[rule.kernel]
         self.n_coefs, self.n_arrays = len(rule.coef_names), 2 + len(rule.states)
+        self.places["average"] = self.n_arrays
 
     def remember(self, tuple args, dict keywords, tuple row, used, hyper):
         """Keep the numbers of a call that has succeeded: coefficients and stages, and the names of its state arrays.
@@ -77,7 +79,7 @@ cdef class OneShot:
         cdef list key
         if given < 2 or given > self.n_arrays:
             return None
-        for j in range(self.n_arrays):
+        for j in range(self.n_arrays + 1):
             arrays[j] = <PyObject *>args[j] if j < given and args[j] is not None else NULL
         param = args[0]
         if type(param) is not NDARRAY:
@@ -128,6 +130,7 @@ cdef class OneShot:
         cdef Py_buffer buffers[PROPTIM_MAX_ARRAYS]
         cdef Py_buffer *view
         cdef proptim_segment segment
+        cdef proptim_plane_array *array
         cdef proptim_row row
         cdef ptrdiff_t strides[PROPTIM_MAX_ARRAYS]
         cdef size_t size
@@ -144,7 +147,7 @@ cdef class OneShot:
         memset(buffers, 0, sizeof(buffers))
         memset(&segment, 0, sizeof(segment))
         try:
-            for j in range(self.n_arrays):
+            for j in range(self.n_arrays + 1):
                 if (arrays[j] is not NULL) != (numbers.used >> j & 1):
                     return False
                 if arrays[j] is NULL:
@@ -158,8 +161,9 @@ cdef class OneShot:
                 if self.never_zero >> j & 1 and begins_with_zero(view):
                     return False
                 strides[j] = view.itemsize
-                segment.arrays[j].planes[0] = view.buf
-                segment.arrays[j].strides[0] = &strides[j]
+                array = &segment.arrays[j if j < self.n_arrays else PROPTIM_AVERAGE]
+                array.planes[0] = view.buf
+                array.strides[0] = &strides[j]
             row = numbers.row
             if numbers.hyper is not None:
                 coefs, _ = self.advance(numbers.hyper, self.clock_at(numbers.hyper, step - 1), None)
@@ -177,7 +181,7 @@ cdef class OneShot:
                 proptim_step(_isa, <proptim_rule>self.rule, &segment, 1, &row, 1, NULL)
             return True
         finally:
-            for j in range(self.n_arrays):
+            for j in range(self.n_arrays + 1):
                 if holds(&buffers[j]):
                     PyBuffer_Release(&buffers[j])
 

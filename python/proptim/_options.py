@@ -44,7 +44,7 @@ GROUP_OPTIONS: dict[str, Any] = {
 """The options that a parameter group may override and that have a meaning for each step alone, with their defaults."""
 
 OBJECT_OPTIONS: dict[str, Any] = {"lazy_rows": True, "ema": None}
-"""Those that a parameter group may override and that have none without an optimizer, which remembers steps."""
+"""Those that a parameter group may override and that are about what it keeps besides the state of its rule."""
 
 
 SETTINGS: dict[str, Any] = {

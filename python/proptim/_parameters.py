@@ -75,7 +75,7 @@ class Parameter:
     @property
     def stored(self) -> Stored:
         """The parameter as the plan steps it: real arrays."""
-        return stored(self.array, self.plane) if self.copy is None else Published(self.array, self.copy)
+        return stored(self.array, self.plane, self.copy)
 
     @property
     def real(self) -> np.dtype[Any]:
@@ -157,8 +157,10 @@ def no_blocks(p: Parameter) -> str:
     )
 
 
-def stored(param: Array, plane: Array | None) -> Stored:
-    """A parameter as the plan steps it, with its second plane."""
+def stored(param: Array, plane: Array | None, copy: Array | None = None) -> Stored:
+    """A parameter as the plan steps it, with its second plane or the array that gets a copy of it."""
+    if copy is not None:
+        return Published(param, copy)
     if plane is None:
         return real_view(param)
     return Split(param, plane) if plane.dtype == BFLOAT16 else Mastered(param, plane)
@@ -613,17 +615,22 @@ def match_copies(publish: Any, parameters: Sequence[Parameter]) -> None:
         if given is None:
             continue
         array = as_array(given, p.copy_label)
-        if p.array.dtype != np.float32:
-            raise TypeError(
-                f"{p.copy_label} is for {p.label}, which is {name_of(p.array.dtype)}; expected None there: copies are "
-                "of float32 parameters"
-            )
-        if array.dtype not in SIXTEEN:
-            raise TypeError(f"{p.copy_label} is {name_of(array.dtype)}; expected bfloat16 or float16")
-        check_shape(array, p.copy_label, p.array, p.label)
-        check_writable(array, p.copy_label)
+        check_copy(array, p.copy_label, p.array, p.label)
         p.published, p.copy, p.copy_home = given, array[...], home_of(given)
         p.__post_init__()
+
+
+def check_copy(array: Array, label: str, param: Array, param_label: str) -> None:
+    """Raise unless an array can get copies of a parameter."""
+    if param.dtype != np.float32:
+        raise TypeError(
+            f"{label} is for {param_label}, which is {name_of(param.dtype)}; expected None there: copies are of float32 "
+            "parameters"
+        )
+    if array.dtype not in SIXTEEN:
+        raise TypeError(f"{label} is {name_of(array.dtype)}; expected bfloat16 or float16")
+    check_shape(array, label, param, param_label)
+    check_writable(array, label)
 
 
 def state_arrays(parameters: Iterable[Parameter]) -> list[tuple[str, Array]]:

@@ -78,6 +78,8 @@ def share_of(hyper: Mapping[str, Any], steps: int) -> float:
     if hyper.get("ema") is None:
         return 0.0
     decay = at_step(hyper["ema"], steps)
+    if isinstance(decay, bool):  # the switch that other libraries have, and no number here
+        raise TypeError(f"Invalid ema value: {decay} (expected a number >= 0 and < 1, or None)")
     check_number("ema value", decay, high=1.0)
     return 1.0 - float(decay)
 

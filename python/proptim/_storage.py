@@ -370,12 +370,15 @@ def plane_like(array: Array, dtype: np.dtype[Any], master: Array, *, even: bool 
     return plane
 
 
-def check_state(array: Array, label: str, param: Array) -> None:
-    """Raise unless this can be a state array of a parameter that is stepped without an object."""
+def check_state(array: Array, label: str, param: Array, *, whole: bool = False) -> None:
+    """Raise unless this can be a state array of a parameter that is stepped without an object.
+
+    `whole`: in the dtype of the arithmetic, and not in 16 bits.
+    """
     kept = dtype_of_state(None, None, label, param.dtype, param.size)
-    if array.dtype != kept and array.dtype not in SIXTEEN:
+    if array.dtype != kept and (whole or array.dtype not in SIXTEEN):
         of = "the dtype of param" if kept == param.dtype else "in which state of param is kept"
-        raise TypeError(f"{label} is {array.dtype.name}; expected {kept.name}, {of}: {MEND_DTYPE}")
+        raise TypeError(f"{label} is {name_of(array.dtype)}; expected {kept.name}, {of}: {MEND_DTYPE}")
     like = real_view(param) if array.dtype in SIXTEEN else param
     check_shape(array, label, like, "param")
 

@@ -22,6 +22,16 @@ state arrays : array
 master : array, optional
     What `init` made for a parameter of 16 bits: uint16 with the low 16 bits of each bfloat16, or float32. Without it
     the parameter is rounded at every step.
+ema : float or schedule, optional
+    The decay d of an average of the weights, >= 0 and < 1. It moves with the step, in the same pass over memory:
+    e + (1 - d) (p - e), with p the weights that the step has stored, those of the master where there is one.
+average : array, optional
+    That average e, updated in place, which `ema` requires: ``init(param, ema=0.999)`` makes it, with the weights that
+    there are then. It has the shape of `param` and the dtype of the arithmetic: float32 for parameters of 32 or 16
+    bits, complex64 for those of complex64.
+publish : array, optional
+    An array of float16 or bfloat16 of the shape of a float32 parameter. The step writes a copy of the parameter into
+    it, rounded to nearest, in the same pass; of a gradient of some rows into these rows.
 step : int
     The number of this step, counted from 1. Rules that depend on it, such as Adam with its bias correction, require it;
     for others it may be left out.
@@ -62,11 +72,12 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, name_of, real_view, tell_torch
-from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, rounded, shown, widened
+from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, load, rounded, shown, widened
 from proptim._interrupts import at_once
 from proptim._parameters import (
     Clock,
     Schedulable,
+    check_copy,
     check_gradient,
     check_number,
     frozen,
@@ -96,6 +107,7 @@ from proptim._storage import (
     check_plane,
     check_state,
     check_storage,
+    first_average,
     first_plane,
     first_state,
     in_one_byte,
@@ -128,6 +140,9 @@ class OneShot:
             "zero_grads": False,
             "flush_denormals": False,
             "master": None,
+            "ema": None,
+            "average": None,
+            "publish": None,
             **{name + SCALE: None for name in optimizer.states},
             "cast_grads": False,
             "rounding": "nearest",
@@ -153,11 +168,14 @@ class OneShot:
         return self.__name__
 
     def init(
-        self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, **hyper: Any
+        self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, ema: Any = None, **hyper: Any
     ) -> dict[str, Array]:
-        """The state arrays of this rule before the first step, by name, and the master of a parameter of 16 bits."""
+        """The state arrays of this rule before the first step, by name, and the master of a parameter of 16 bits.
+
+        With `ema` also "average", the average of the weights, which begins with the weights as they are.
+        """
         rule, array = self.optimizer, as_array(param, "param")
-        now = settle(rule, self._hyper(hyper), (), 0)
+        now = settle(rule, {**self._hyper(hyper), "ema": frozen(ema)}, (), 0)
         check_storage(rule, master, state_dtype, [("param", array.dtype)])
         h = now.h
         if compact := in_one_byte(rule, state_dtype):
@@ -171,13 +189,17 @@ class OneShot:
             state |= made
         plane = first_plane(master, array)
         named = {name: shown(each) for name, each in state.items()}
-        return named if plane is None else {**named, "master": plane}
+        if plane is not None:
+            named["master"] = plane
+        if ema is not None:
+            named["average"] = first_average(array, load(stored(array, plane), arithmetic(array.dtype)))
+        return named
 
     def _hyper(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters: those given, and the defaults of the others."""
         for key in keywords:
             if key not in self.optimizer.hyper:
-                meant = self.optimizer.meant(key)
+                meant = self.optimizer.meant(key, "ema")
                 hint = f": did you mean {meant!r}?" if meant else ""
                 raise TypeError(f"{self.__name__} got an unexpected keyword argument {key!r}{hint}")
         return {**self.optimizer.hyper, **{key: frozen(value) for key, value in keywords.items()}}
@@ -199,6 +221,9 @@ class OneShot:
         zero_grads: bool = False,
         flush_denormals: bool = False,
         master: Any = None,
+        ema: Any = None,
+        average: Any = None,
+        publish: Any = None,
         cast_grads: bool = False,
         rounding: str = "nearest",
         seed: int = 0,
@@ -219,11 +244,11 @@ class OneShot:
         clock = {name: value for name, value in more.items() if value is not None}
         array = as_array(param, "param")
         dtype = arithmetic(array.dtype).name
-        hyper = self._hyper(keywords)
+        hyper = {**self._hyper(keywords), "ema": frozen(ema)}
         number = None if step is None else plain(step)
         if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
             raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
-        h, wanted, scheduled, *_ = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
+        h, _, scheduled, _, share = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
         if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
             raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:
@@ -236,6 +261,14 @@ class OneShot:
                 f"{self.__name__} rounds at random by the number of the step; expected step=, the number of this one, "
                 "from 1 on"
             )
+        if (ema is None) != (average is None):
+            one, other = ("ema", "average") if average is None else ("average", "ema")
+            raise TypeError(
+                f"{self.__name__} got {one} and no {other}; expected both or neither: init(param, ema=0.999) makes the "
+                "average, and ema= is its decay in each step"
+            )
+        beside = () if average is None else ("average",)
+        wanted = (*rule.wanted(h), *beside)
         for name, each in given.items():
             if str(getattr(each, "dtype", "")).rpartition(".")[2] in ONE_BYTE and scales[name] is None:
                 raise TypeError(f"{name} has one byte and no {name}{SCALE}; expected both, as init() makes them")
@@ -250,6 +283,7 @@ class OneShot:
         arrays |= {n: as_array(a, n, bits=True) for n, a in given.items() if a is not None and n not in pairs}
         gradient = as_gradient(grad, "grad", array, "param")
         plane = None if master is None else as_array(master, "master", bits=True)
+        copy = None if publish is None else as_array(publish, "publish", bits=True)
         for name, each in arrays.items():
             check_state(each, name, array)
             check_writable(each, name)
@@ -263,6 +297,18 @@ class OneShot:
             arrays["master"] = plane
             check_plane(plane, array)
             check_writable(plane, "master")
+        if average is not None:
+            arrays["average"] = as_array(average, "average")
+            check_state(arrays["average"], "average", array, whole=True)
+            check_writable(arrays["average"], "average")
+            if isinstance(gradient, Rows):
+                raise ValueError(
+                    "grad is a gradient of rows, and param has an average of its weights, which moves in all rows at "
+                    "each step; expected a whole gradient, or ema=None"
+                )
+        if copy is not None:
+            arrays["publish"] = copy
+            check_copy(copy, "publish", array, "param")
         check_gradient(gradient, "grad", array, "param", is_on("cast_grads", cast_grads))
         if zero_grads:
             check_zeroed(gradient, "grad")
@@ -275,10 +321,10 @@ class OneShot:
                 )
         check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
         coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
-        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals)
+        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals, share)
         rule.check_numbers(coefs, stages, dtype)
         state_of = {n: pairs[n] if n in pairs else real_view(arrays[n]) for n in wanted}
-        segment = [stored(array, plane), *map(state_of.get, rule.states)]
+        segment = [stored(array, plane, copy), *map(state_of.get, (*rule.states, *beside))]
         backend, count = backend or _backend.backend(), _backend.thread_count(threads)
         plan = _backend.plan_type(backend)(rule, [tuple(segment)], *count)
         plan.bind([real_gradient(gradient)])
@@ -286,7 +332,8 @@ class OneShot:
             raise no_row(gradient, found[1], "grad", array, "param")
         plan.seed = seed if rounding == "stochastic" else None
         plan.step([(*coefs, *stages)], [(number,)])
-        tell_torch([param, *given.values(), *scales.values(), *([grad] if zero_grads else [])])
+        written = [param, *given.values(), *scales.values(), master, average, publish]
+        tell_torch([*written, *([grad] if zero_grads else [])])
         if pairs or clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
             return None
         return (*coefs, *stages), wanted, None if rule.steady(h) else h

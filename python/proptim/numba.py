@@ -84,9 +84,11 @@ else:
 binding.add_symbol(_step_arrays.symbol, _address)
 
 
-RANDOM = ("rounding", "seed")
-APART = (*RANDOM, "threads", "backend")
-"""Keywords of `proptim.functional` that compiled code cannot use; its stores round to nearest."""
+NEAREST, ALONE = "stores in compiled code round to nearest", "compiled code writes the parameter and its state alone"
+REFUSED = {"rounding": NEAREST, "seed": NEAREST, **dict.fromkeys(("ema", "average", "publish"), ALONE)}
+"""Keywords of `proptim.functional` that compiled code refuses, and why."""
+APART = (*REFUSED, "threads", "backend")
+"""Keywords of `proptim.functional` that are none in compiled code."""
 
 
 class Step(functional.OneShot):
@@ -128,11 +130,11 @@ class Step(functional.OneShot):
         """Check the types of a call, and return the function that Numba compiles for them."""
         if self.backend == "c" and _backend.missing_core:
             raise TypingError(f"proptim.numba.c: {_backend.missing_core}; expected proptim.numba.{self.__name__}")
-        for name in RANDOM:
+        for name, why in REFUSED.items():
             if name in keywords:
                 raise TypingError(
-                    f"proptim.numba.{self.place}: {name} is given, and stores in compiled code round to nearest; "
-                    "expected none: make the step from Python, by an optimizer or proptim.functional"
+                    f"proptim.numba.{self.place}: {name} is given, and {why}; expected none: make the step from "
+                    "Python, by an optimizer or proptim.functional"
                 )
         for name in self.scales:
             if name in keywords:
