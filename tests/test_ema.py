@@ -13,8 +13,6 @@ import pytest
 import torch
 
 import proptim
-import proptim.numba
-from proptim import functional
 from proptim._averages import Averaged
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -691,9 +689,9 @@ def test_numbers_that_are_refused(ema):
         proptim.SGD([np.ones(3)], lr=0.5, ema=ema)
 
 
-@pytest.mark.parametrize("ema", ["0.9", [0.9, 0.99], lambda t: None])
+@pytest.mark.parametrize("ema", ["0.9", [0.9, 0.99], lambda t: None, True, False, lambda t: np.True_])
 def test_what_is_no_number(ema):
-    with pytest.raises(TypeError, match=r"^Invalid ema value: .* \(expected a number >= 0 and < 1\)"):
+    with pytest.raises(TypeError, match=r"^Invalid ema value: .* \(expected a number >= 0 and < 1"):
         proptim.SGD([np.ones(3)], lr=0.5, ema=ema)
 
 
@@ -713,14 +711,3 @@ def test_misspelt_names():
         proptim.Adam([np.ones(3)], use_ema=True)
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'ema_momentum': did you mean 'ema'\?"):
         proptim.Adam([{"params": [np.ones(3)], "ema_momentum": 0.9}])
-
-
-@pytest.mark.once
-def test_where_it_is_not_offered():
-    """In functions that keep nothing."""
-    w = np.ones(3)
-    with pytest.raises(TypeError, match="ema"):
-        functional.sgd(w, np.ones(3), lr=0.5, ema=0.9)
-    with pytest.raises(TypeError, match="ema"):
-        proptim.numba.sgd(w, np.ones(3), lr=0.5, ema=0.9)
-    assert (w == 1).all()

@@ -179,6 +179,12 @@ def one_shot(world):
     )
 
 
+def one_shot_averaging(world):
+    functional.sgd(
+        world.params["p3"], world.grads["p3"], lr=0.5, backend=world.opt.backend, ema=0.5, average=world.other["p3"]
+    )
+
+
 def positive(backend):
     world = World(backend)
     np.abs(world.other["p3"], out=world.other["p3"])
@@ -250,6 +256,7 @@ CALLS = {
     "clip_grad_norm": ("usual", lambda w: proptim.clip_grad_norm(w.other, 0.5)),
     "global_norm": ("usual", lambda w: proptim.global_norm(w.other)),
     "functional": ("positive", one_shot),
+    "functional averaging": ("usual", one_shot_averaging),
 }
 
 

@@ -204,10 +204,11 @@ def test_nonfinite_in_strided_gradient():
         assert not view_of(memory).any()
 
 
+@pytest.mark.parametrize("averaging", [{}, {"ema": 0.5}], ids=["alone", "average"])
 @pytest.mark.parametrize(("name", "options"), RULES, **IDS)
-def test_functional_with_strided_state(name, options):
+def test_functional_with_strided_state(name, options, averaging):
     """One-shot calls take every array in a layout of its own."""
-    step = getattr(functional, name)
+    step, options = getattr(functional, name), {**options, **averaging}
     order = list(LAYOUTS)
     for dtype in DTYPES:
         rng = np.random.default_rng(5)

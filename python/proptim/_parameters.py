@@ -624,8 +624,8 @@ def check_copy(array: Array, label: str, param: Array, param_label: str) -> None
     """Raise unless an array can get copies of a parameter."""
     if param.dtype != np.float32:
         raise TypeError(
-            f"{label} is for {param_label}, which is {name_of(param.dtype)}; expected None there: copies are of float32 "
-            "parameters"
+            f"{label} is for {param_label}, which is {name_of(param.dtype)}; expected None there: copies are of "
+            "float32 parameters"
         )
     if array.dtype not in SIXTEEN:
         raise TypeError(f"{label} is {name_of(array.dtype)}; expected bfloat16 or float16")
