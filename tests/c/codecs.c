@@ -411,12 +411,18 @@ static void check_words(const proptim_isa *isa, int dtype)
 /*
  * Every rule by the kernels of fused.inc against the blocks of plan.c, by the scalar kernels: the bits must be the same
  * with optional arrays present and absent, any coefficients, any stages that a kernel takes, and every array in each of
- * the formats that it supports, or all of them plain.
+ * the formats that it supports, or parameter, gradient and state in one of the mixes for which there are loops.
  */
 static void check_fused(const proptim_isa *isa)
 {
     enum { N = 64, DRAWS = 32 };
-    static const uint8_t known[] = { PROPTIM_PLAIN, PROPTIM_BF16, PROPTIM_SPLIT };
+    enum { KNOWN = 3, MIXES = 5 };
+    static const uint8_t known[KNOWN] = { PROPTIM_PLAIN, PROPTIM_BF16, PROPTIM_SPLIT };
+    static const uint8_t mixes[MIXES][3] = { { PROPTIM_PLAIN, PROPTIM_PLAIN, PROPTIM_PLAIN },
+                                             { PROPTIM_SPLIT, PROPTIM_BF16, PROPTIM_PLAIN },
+                                             { PROPTIM_SPLIT, PROPTIM_BF16, PROPTIM_BF16 },
+                                             { PROPTIM_BF16, PROPTIM_BF16, PROPTIM_BF16 },
+                                             { PROPTIM_PLAIN, PROPTIM_PLAIN, PROPTIM_BF16 } };
     static const double coef_of[] = { [PROPTIM_decay] = 0.99, [PROPTIM_scale] = -0.37, [PROPTIM_clip] = 0.5,
                                       [PROPTIM_l2] = 0.01,    [PROPTIM_zero] = 1,      [PROPTIM_flush] = 1,
                                       [PROPTIM_average] = 0 };
@@ -424,8 +430,9 @@ static void check_fused(const proptim_isa *isa)
     uint64_t random = 1;
     for (int rule = 0; rule < PROPTIM_RULES && isa->fused[rule]; rule++) {
         const struct text *text = &texts[rule];
-        for (unsigned turn = 0; turn < 4 * 4 * DRAWS; turn++) { /* 4: rules have two optional arrays at most */
-            const unsigned there = present(text, turn), formats_at = turn / 4 % 4, draw = turn / 16;
+        for (unsigned turn = 0; turn < 4 * (KNOWN + MIXES) * DRAWS; turn++) { /* 4: two optional arrays at most */
+            const unsigned there = present(text, turn), way = turn / 4 % (KNOWN + MIXES);
+            const unsigned draw = turn / (4 * (KNOWN + MIXES));
             proptim_segment segment = { .size = N, .dtype = PROPTIM_F32, .dense = PROPTIM_DENSE };
             proptim_plane_array arrays[PROPTIM_MAX_ARRAYS] = { { .format = PROPTIM_PLAIN } };
             proptim_row row;
@@ -435,14 +442,15 @@ static void check_fused(const proptim_isa *isa)
             draw_coefs(text, &random, coefs);
             proptim_row_init(&row, (proptim_rule)rule, coefs);
             for (int k = 0; k < PROPTIM_STAGES; k++) {
-                const int fuses = k != PROPTIM_average && (formats_at < 3 || PROPTIM_FUSED_STAGES >> k & 1);
-                if (!fuses || !(draw >> (k % 5) & 1)) continue; /* every set of five; the last goes with the first */
+                if (k == PROPTIM_average || !(draw >> (k % 5) & 1))
+                    continue; /* every set of five; the last with the first */
                 row.stages[k] = coef_of[k];
                 on |= 1u << k;
             }
             for (int j = 0; word_at(text->arrays, j, word); j++) {
                 if (!(there >> j & 1)) continue;
-                arrays[j].format = formats_at < 3 ? known[(formats_at + (unsigned)j) % 3] : PROPTIM_PLAIN;
+                arrays[j].format =
+                    way < KNOWN ? known[(way + (unsigned)j) % KNOWN] : mixes[way - KNOWN][j < PROPTIM_STATE ? j : 2];
                 fill(PROPTIM_F32, block, N, role_of(word), TAME, &random);
                 void *operands[] = { block, given[j][0], given[j][1] };
                 if (arrays[j].format == PROPTIM_PLAIN)
