@@ -263,7 +263,7 @@ def test_loading_what_other_runs_have_saved():
 
 @pytest.mark.once
 def test_changes_and_refusals():
-    """Of the number in a group, of gradients of rows, of parameters that torch's own code steps, and in Offload."""
+    """Of the number in a group, of gradients of rows, and of parameters that torch's own code steps."""
     p, q = (torch.ones(4, 3, requires_grad=True) for _ in range(2))
     opt = proptim.torch.SGD([{"params": [p]}, {"params": [q], "ema": 0.5}], lr=1.0)
     p.grad, q.grad = torch.ones(4, 3), torch.ones(4, 3)
@@ -295,10 +295,6 @@ def test_changes_and_refusals():
         proptim.torch.SGD([p], lr=1.0, ema=lambda step: 0.5)
     with pytest.raises(TypeError, match=r"torch.optim.SGD would step it, but has no ema: leave that out"):
         proptim.torch.SGD([torch.ones(3, device="meta", requires_grad=True)], lr=1.0, ema=0.5)
-    with pytest.raises(TypeError, match=r"^Offload got ema; expected none: the averages would be on the CPU"):
-        proptim.torch.Offload([p], "SGD", lr=1.0, ema=0.5)
-    with pytest.raises(TypeError, match=r"^Offload got a group with ema; expected none"):
-        proptim.torch.Offload([{"params": [p], "ema": 0.5}], "SGD", lr=1.0)
     plain = proptim.torch.SGD([p], lr=1.0)
     assert not hasattr(plain, "ema")
     with pytest.raises(ValueError, match=r"^no average of the weights is kept"), plain.averaged():

@@ -700,6 +700,148 @@ def test_a_model_that_is_cast_is_refused():
         train(model, opt, [2])
 
 
+# Averages of the weights ---------------------------------------------------------------------------------------------
+
+
+def averaging(model):
+    """Groups of which the first takes the `ema` of the optimizer, and the others have their own."""
+    first, second = groups(model)
+    return [first, {**second, "params": [model.tied], "ema": 0.5}, {**second, "params": [model.scale], "ema": None}]
+
+
+def weights(model):
+    return [bits(p) for p in model.parameters()]
+
+
+def equal(some, others):
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+@each_class
+@each_dtype
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": math.inf}, {"master": "float32"}], ids=["runs", "waits", "master"]
+)
+def test_averages(name, dtype, options, either):
+    """They are those of the class, on the CPU; within a block they are in the parameters, and the weights after it."""
+    model, other = Model(dtype), Model(dtype)
+    options = {key: value for key, value in options.items() if key != "master" or dtype != torch.float32}
+    its = getattr(proptim.torch, name)(averaging(other), ema=0.75, **options)
+    opt = Offload(averaging(model), name, ema=0.75, **options)
+    assert opt.ema == {}
+    for seeds in (range(3), range(3, 5)):
+        train(other, its, seeds)
+        train(model, opt, seeds)
+        assert_same(model, opt, other, its)
+        assert {*opt.ema} == {p for p in opt.state if p is not model.scale}
+        assert all(opt.ema[p] is opt.state[p]["ema"] for p in opt.ema)
+        before = weights(model)
+        with opt.averaged(), its.averaged():
+            assert equal(weights(model), weights(other))
+            assert not equal(weights(model), before)
+            assert torch.equal(bits(model.tied), bits(opt.ema[model.tied].to(dtype)))
+            for p, q in zip(model.parameters(), other.parameters(), strict=True):
+                for key in ("master", "master_lo"):
+                    if key in opt.state.get(p, {}):
+                        assert torch.equal(bits(opt.state[p][key]), bits(its.state[q][key]))
+        assert equal(weights(model), before)
+        assert_same(model, opt, other, its)
+
+
+def test_a_block_of_averages(either):
+    """What is refused within it and before it, and what may happen to the model meanwhile."""
+    model = Model(BRAIN)
+    opt = Offload(averaging(model), "Adam", ema=0.75, lr=0.05)
+    train(model, opt, range(3))
+    saved, before = opt.state_dict(), weights(model)
+    calls = [opt.step, opt.state_dict, lambda: opt.load_state_dict(saved), opt.synchronize, opt.averaged().__enter__]
+    calls += [lambda: opt.add_param_group({"params": [torch.ones(2, requires_grad=True)]}), lambda: backward(model, 0)]
+    with opt.averaged():
+        inside = weights(model)
+        assert not equal(inside, before)
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"^the parameters are the averages of the weights, within"):
+                call()
+        assert equal(weights(model), inside)
+    assert equal(weights(model), before)
+    opt.zero_grad()
+    with pytest.raises(KeyboardInterrupt), opt.averaged():
+        raise KeyboardInterrupt
+    assert equal(weights(model), before)
+    for move in (
+        lambda: model.double().bfloat16(),
+        lambda: [setattr(p, "data", p.data.clone()) for p in model.parameters()],
+        lambda: [setattr(p, "data", p.data[:0]) for p in (model.first.weight, model.second.bias)],
+    ):
+        with opt.averaged():
+            move()
+        assert equal(weights(model), before)
+    other = Model(BRAIN)
+    its = proptim.torch.Adam(averaging(other), ema=0.75, lr=0.05)
+    train(other, its, range(3))
+    backward(model, 3)
+    with pytest.raises(RuntimeError, match=r"^averaged\(\) between backward and step\(\)"), opt.averaged():
+        pass
+    opt.step()
+    train(other, its, [3])
+    assert_same(model, opt, other, its)
+
+
+def test_weights_written_before_a_block():
+    """They are put back, and not those of the last step; what was set in a group since counts."""
+    for master in ("split", "float32"):
+        model = Model(torch.float16)
+        opt = Offload(averaging(model), "SGD", lr=0.05, ema=0.75, master=master)
+        train(model, opt, range(2))
+        with torch.no_grad():
+            model.tied.fill_(3.0)
+            model.rare.fill_(3.0)
+        opt.param_groups[1]["ema"] = None
+        before = weights(model)
+        with opt.averaged():
+            assert (model.tied == 3).all()
+            assert (model.rare != 3).all()
+        assert equal(weights(model), before)
+
+
+def test_averages_that_are_loaded():
+    """From and to the class; what a run without them has saved does not switch them off."""
+    model, other = Model(BRAIN), Model(BRAIN)
+    opt, its = Offload(averaging(model), "Adam", ema=0.75), proptim.torch.Adam(averaging(other), ema=0.75)
+    train(other, its, range(3))
+    model.load_state_dict(other.state_dict())
+    opt.load_state_dict(copy.deepcopy(its.state_dict()))
+    assert_same(model, opt, other, its)
+    train(other, its, range(3, 5))
+    train(model, opt, range(3, 5))
+    assert_same(model, opt, other, its)
+    bare, none = Model(BRAIN), Model(BRAIN)
+    without = proptim.torch.Adam([{k: v for k, v in g.items() if k != "ema"} for g in averaging(none)])
+    train(none, without, range(2))
+    theirs = torch.optim.Adam([{k: v for k, v in g.items() if k != "ema"} for g in averaging(none)])
+    for state in (without.state_dict(), theirs.state_dict()):
+        opt, its = Offload(averaging(bare), "Adam", ema=0.75), proptim.torch.Adam(averaging(none), ema=0.75)
+        bare.load_state_dict(none.state_dict())
+        for each in (opt, its):
+            each.load_state_dict(copy.deepcopy(state))
+            assert [group["ema"] for group in each.param_groups] == [0.75, 0.5, None]
+            assert each.ema == {}
+        train(none, its, range(3))
+        train(bare, opt, range(3))
+        assert_same(bare, opt, none, its)
+        assert opt.ema
+        del opt
+
+
+def test_no_average_is_kept():
+    model = Model(BRAIN)
+    opt = Offload(groups(model), "Adam")
+    assert not hasattr(opt, "ema")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^no average of the weights is kept"), opt.averaged():
+            pass
+
+
 # Saving and loading --------------------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,14 @@ from operator import setitem
 from typing import Any
 
 from proptim._arrays import Array, tell_torch
-from proptim._formats import Stored, planes, stores
 from proptim._interrupts import Store, at_once
 from proptim._numpy import busy
 
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
-Found = Sequence[tuple[Stored, Array, Sequence[tuple[str, Any]]]]
-"""Parameters as they are stepped, each with its average, and the name and tensor (or None) of each of its planes."""
+Found = tuple[Sequence[Store], Sequence[tuple[Array, str, Any]]]
+"""What to store so that the averages are in place; and the arrays that are put back, each with a name and the tensor that
+it is of, or None."""
 
 
 class Averaged:
@@ -39,22 +39,25 @@ class Averaged:
             raise RuntimeError(busy(None, averaged=True))
         try:
             at_once(starmap(self.claim.__enter__, [()]), starmap(setattr, [(self, "back", [])]))
-            swapped = self.find()
-            found = [store for param, average, _ in swapped for store in stores(param, average)]
-            back: list[Store] = []
-            tensors = []
-            kind = getattr(sys.modules.get("torch"), "Tensor", ())
-            for param, _, of_planes in swapped:
-                copies = [(plane, ..., plane.copy()) for plane in planes(param)]
-                back += copies
-                both = zip(of_planes, copies, strict=False)  # a master needs no tensor: nothing else writes it
-                tensors += [(name, t, t.detach(), copy) for (name, t), (*_, copy) in both if isinstance(t, kind)]
-            attributes = [(self.claim, "averaged", True), (self, "back", back), (self, "tensors", tensors)]
-            at_once(starmap(setattr, attributes), starmap(setitem, found))
-            tell_torch(tensor for _, tensor, *_ in tensors)
+            self.begin()
         except BaseException:
             self.leave()
             raise
+
+    def begin(self) -> None:
+        """Have the averages in place, while the optimizer is held."""
+        found, kept = self.find()
+        back: list[Store] = [(array, ..., array.copy()) for array, *_ in kept]
+        kind = getattr(sys.modules.get("torch"), "Tensor", ())
+        both = zip(kept, back, strict=True)
+        tensors = [(name, t, t.detach(), copy) for (_, name, t), (*_, copy) in both if isinstance(t, kind)]
+        self.swap(found, back, tensors)
+        tell_torch(tensor for _, tensor, *_ in self.tensors)
+
+    def swap(self, found: Sequence[Store], back: list[Store], tensors: list[tuple[str, Any, Any, Array]]) -> None:
+        """Store the averages, and note what puts the weights back."""
+        attributes = [(self.claim, "averaged", True), (self, "back", back), (self, "tensors", tensors)]
+        at_once(starmap(setattr, attributes), starmap(setitem, found))
 
     def __exit__(self, *exc: object) -> None:
         try:

@@ -48,6 +48,7 @@ CALLS = (
     "reset",
     "add_param_group",
     "remove_param_group",
+    "averaged",
 )
 """The calls of all ranks; the first stands for a rank that returns from its program."""
 

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from proptim._arrays import (
     owner_of,
     real_view,
 )
-from proptim._formats import CODES, SIXTEEN, Mastered, Published, Split, Steps8, Stored, arithmetic, loaded
+from proptim._formats import CODES, SIXTEEN, Mastered, Published, Split, Steps8, Stored, arithmetic, loaded, planes
 from proptim._interrupts import Store, commit
 from proptim._rows import Rows, as_gradient, check_zeroed, is_matrix, values_of
 
@@ -43,6 +43,17 @@ class Changes:
 
     def __init__(self) -> None:
         self.now = object()
+
+
+class Part(NamedTuple):
+    """A run of a parameter that is stepped in parts, as an optimizer of parts is given it.
+
+    It begins with a block of the whole, of state in one byte as of the sum of squares.
+    """
+
+    run: Any
+    size: int
+    """The number of elements of the whole, which decides about state in one byte."""
 
 
 @dataclass(eq=False)
@@ -65,6 +76,8 @@ class Parameter:
     copy: Array | None = None
     """The same, viewed."""
     copy_home: Any = None
+    part_of: int | None = None
+    """The number of elements of the whole of which this is a part; None for a whole. See `Part`."""
     pins: list[Any] = field(init=False)
     """References to the arrays that own its memory: NumPy resizes none that has some, also with refcheck=False."""
 
@@ -82,6 +95,11 @@ class Parameter:
         """The dtype in which the rule computes."""
         return arithmetic(self.array.dtype)
 
+    @property
+    def size(self) -> int:
+        """Its number of elements, of a part that of the whole."""
+        return self.array.size if self.part_of is None else self.part_of
+
     def check_home(self) -> None:
         """Raise ValueError if a tensor has been given other memory since, which `tensor.data = ...` and `.to()` do."""
         for given, home in self.homes:
@@ -97,6 +115,13 @@ class Parameter:
         """Tensors that steps write, and where they lay when they were taken: of the parameter, and of its copy."""
         both = (self.given, self.home), (self.published, self.copy_home)
         return [(given, home) for given, home in both if home is not None]
+
+    @property
+    def held(self) -> list[tuple[Array, str, Any]]:
+        """Its planes, each with a name and the tensor that it is of; None where nothing else has it, as with a master."""
+        of = (self.label, self.given, self.home), (self.copy_label, self.published, self.copy_home)
+        both = zip(planes(self.stored), of, strict=False)
+        return [(plane, name, None if home is None else given) for plane, (name, given, home) in both]
 
     @property
     def copy_label(self) -> str:
@@ -492,10 +517,11 @@ def parse_parameters(
         if name is not None and (name in names or name in taken):
             raise ValueError(f"parameter name {name!r} is used twice; expected a name of its own in every group")
         place = f"[{start + len(fresh)}]" + (f' ("{name}")' if name is not None else "")
+        array, size = array if isinstance(array, Part) else (array, None)
         view = as_array(array, f"params{place}")
         check_writable(view, f"params{place}")
         view = view[...]  # which keeps its shape when `array.shape = ...` gives the array another
-        fresh.append(Parameter(place, name, array, view, group, clock, home=home_of(array)))
+        fresh.append(Parameter(place, name, array, view, group, clock, home=home_of(array), part_of=size))
         if name is not None:
             names[name] = start + len(fresh) - 1
     return fresh

@@ -52,8 +52,13 @@ class Settled(NamedTuple):
     """Whether one of them is a schedule."""
     lazy: bool
     """Whether rows that have no gradient miss the step for good."""
-    share: float
-    """What comes to the averages of the weights at a step, 1 - `ema`; 0 if there are none."""
+    ema: Any
+    """The decay of the averages of the weights; None if there are none."""
+
+    @property
+    def share(self) -> float:
+        """What comes to the averages of the weights at a step, 1 - `ema`; 0 if there are none."""
+        return 0.0 if self.ema is None else 1.0 - float(self.ema)
 
 
 def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], steps: int) -> Settled:
@@ -64,24 +69,19 @@ def settle(rule: type[Rule], hyper: Mapping[str, Any], dtypes: Iterable[str], st
     lazy = is_on("lazy_rows", hyper.get("lazy_rows", True))
     if not lazy:
         rule.check_idle(h)
-    scheduled = any(is_schedule(hyper[key]) for key in rule.hyper) or is_schedule(hyper.get("ema"))
-    return Settled(h, wanted(rule, {**h, "ema": hyper.get("ema")}), scheduled, lazy, share_of(hyper, steps))
+    ema = hyper.get("ema")
+    scheduled = any(is_schedule(hyper[key]) for key in rule.hyper) or is_schedule(ema)
+    decay = at_step(ema, steps)
+    if isinstance(decay, bool):  # the switch that other libraries have, and no number here
+        raise TypeError(f"Invalid ema value: {decay} (expected a number >= 0 and < 1, or None)")
+    if ema is not None:
+        check_number("ema value", decay, high=1.0)
+    return Settled(h, wanted(rule, {**h, "ema": ema}), scheduled, lazy, decay)
 
 
 def wanted(rule: type[Rule], hyper: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the state arrays that a group asks for, last that of the average of its weights."""
     return rule.wanted(hyper) if hyper.get("ema") is None else (*rule.wanted(hyper), AVERAGE)
-
-
-def share_of(hyper: Mapping[str, Any], steps: int) -> float:
-    """What comes to the averages of the weights of a group at the step after so many; 0 if it keeps none."""
-    if hyper.get("ema") is None:
-        return 0.0
-    decay = at_step(hyper["ema"], steps)
-    if isinstance(decay, bool):  # the switch that other libraries have, and no number here
-        raise TypeError(f"Invalid ema value: {decay} (expected a number >= 0 and < 1, or None)")
-    check_number("ema value", decay, high=1.0)
-    return 1.0 - float(decay)
 
 
 def settled(rule: type[Rule], group: Group, steps: int) -> Settled:

@@ -168,7 +168,7 @@ def _parse_state(
     plane = None
 
     def kept_as(name: str) -> np.dtype[Any]:
-        return dtype_of_state(rule, state_dtype, rule.shown_from.get(name, name), p.array.dtype, p.array.size)
+        return dtype_of_state(rule, state_dtype, rule.shown_from.get(name, name), p.array.dtype, p.size)
 
     entry, compact = _parse_compact(rule, p, h, entry, kept_as, label, cast)
     for name, value in entry.items():
@@ -184,7 +184,7 @@ def _parse_state(
             value = value.to_dense()
         array = as_array(value, f"{name!r} in {label}", bits=True)
         if name == AVERAGE:
-            kept = dtype_of_state(None, None, name, p.array.dtype, p.array.size)
+            kept = dtype_of_state(None, None, name, p.array.dtype, p.size)
             average[name] = _in_dtype(array, kept, p, f"{name!r} in {label}", cast)
             continue
         kept = kept_as(name)

@@ -34,7 +34,7 @@ from proptim._arrays import (
     tell_torch,
 )
 from proptim._averages import NONE_KEPT, Found
-from proptim._formats import Mastered, rounded, shown
+from proptim._formats import Mastered, rounded, shown, stores
 from proptim._interrupts import Store, commit
 from proptim._missed import Missed
 from proptim._options import SETTINGS
@@ -107,6 +107,11 @@ class Cohorts(list[Cohort]):
         super().__init__(cohorts)
         self.row_of = row_of
         """Number of each parameter's cohort."""
+
+
+def copied(parameters: Iterable[Parameter]) -> list[Store]:
+    """What the copies of parameters are to be set to."""
+    return [(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in parameters if p.copy is not None]
 
 
 class Late:
@@ -325,7 +330,7 @@ class Stepper:
             if name == AVERAGE:
                 state[name] = first_average(p.array, p.numbers())
                 continue
-            state |= first_state(self.rule, now.h, self.settings["state_dtype"], name, p.array)
+            state |= first_state(self.rule, now.h, self.settings["state_dtype"], name, p.array, p.size)
         return replace(p, state=state)
 
     def _made(
@@ -469,33 +474,34 @@ class Stepper:
         # Weights with a float32 master are its rounding; those of 16 bits that are the upper half of it are the user's.
         kept = [p.stored for p in parameters]
         weights = [each.stores(each.master)[0] for each in kept if isinstance(each, Mastered)]
-        weights += [(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in parameters if p.copy is not None]
-        commit(weights, stores)
+        commit(weights + copied(parameters), stores)
         tell_torch([p.published for p in parameters])
 
     def publish(self) -> None:
         """Set the copies of parameters."""
-        commit([(p.copy, ..., rounded(p.array, p.copy.dtype)) for p in self.parameters if p.copy is not None])
+        commit(copied(self.parameters))
         tell_torch([p.published for p in self.parameters])
 
-    def averages(self) -> Found:
-        """All parameters that are averaged, with it and the tensors among them; ValueError if there are none."""
+    def have_copies(self, publish: Any) -> None:
+        """Take the arrays that get copies of the parameters that there are, and leave them as they are."""
+        match_copies(publish, self.parameters)
+        check_disjoint([(p.label, p.array) for p in self.parameters] + copies(self.parameters))
+        vars(self).update(self._made(self.groups, self.parameters, self.planned))
+
+    def averaging(self) -> list[Parameter]:
+        """The parameters whose averages can be put in their place; ValueError if there are none."""
         members = [p for p in self.parameters if AVERAGE in p.state and p.group[AVERAGE] is not None]
         if not members:
             raise ValueError(NONE_KEPT)
         for p in members:
             p.check_home()
-        return [
-            (
-                p.stored,
-                real_view(p.state[AVERAGE]),
-                [
-                    (p.label, None if p.home is None else p.given),
-                    (p.copy_label, None if p.copy_home is None else p.published),
-                ],
-            )
-            for p in members
-        ]
+        return members
+
+    def averages(self) -> Found:
+        """What `averaged` stores, and what it puts back."""
+        members = self.averaging()
+        found = [store for p in members for store in stores(p.stored, real_view(p.state[AVERAGE]))]
+        return found, [each for p in members for each in p.held]
 
     # Gradients ---------------------------------------------------------------------------------------------------
 

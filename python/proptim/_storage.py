@@ -154,9 +154,14 @@ def dtype_of_state(
     return dtype
 
 
-def first_state(rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: str, param: Array) -> dict[str, Array]:
-    """A state array of a parameter before the first step, by its name, and the scales of one in one byte."""
-    dtype = dtype_of_state(rule, state_dtype, name, param.dtype, param.size)
+def first_state(
+    rule: type[Rule], h: Mapping[str, Any], state_dtype: Any, name: str, param: Array, size: int
+) -> dict[str, Array]:
+    """A state array of a parameter before the first step, by its name, and the scales of one in one byte.
+
+    `size` is that of the whole, if this is a part.
+    """
+    dtype = dtype_of_state(rule, state_dtype, name, param.dtype, size)
     if dtype in CODES:
         return first_compact(rule, h, name, param.shape)
     array = empty(param, dtype)

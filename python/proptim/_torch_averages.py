@@ -13,6 +13,8 @@ import torch
 
 from proptim._arrays import BFLOAT16, Array, as_array, real_view
 from proptim._averages import NONE_KEPT, Found
+from proptim._formats import planes, stores
+from proptim._interrupts import Store
 from proptim._parameters import check_shape, stored
 from proptim._storage import AVERAGE, dtype_of_state
 from proptim._torch_tensors import DTYPES, like, local, places, room, seen
@@ -39,25 +41,29 @@ def averages_in(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def find_averages(groups: list[dict[str, Any]], state: Mapping[Any, Any], keeping: Keeping) -> Found:
-    """The parameters that are averaged and have made a step; ValueError if no group is averaged."""
+    """Of the parameters that are averaged and have made a step; ValueError if no group is averaged."""
     averaging = [group for group in groups if group.get(AVERAGE) is not None]
     if not averaging:
         raise ValueError(NONE_KEPT)
     kept = averages_in(state)
     averages = {p: kept[p] for group in averaging for p in group["params"] if p in kept}
-    found = []
+    found: list[Store] = []
+    parts: list[tuple[Array, str, Any]] = []
     for place, p in places(groups):
         if p in averages:
             label = f"params{place}"
             array = as_array(local(p), label)
-            plane = keeping.plane(array.dtype)
-            beside = None if plane is None else seen(state[p][plane[0]], f"the master of {label}")
+            name = keeping.plane(array.dtype)
+            beside = None if name is None else seen(state[p][name[0]], f"the master of {label}")
             average = seen(averages[p], f"the average of {label}")
             check_shape(average, f"the average of {label}", array, label)
             if beside is not None:
                 check_shape(beside, f"the master of {label}", array, label)
-            found.append((stored(array, beside), real_view(average), [(label, p)]))
-    return found
+            param = stored(array, beside)
+            found += stores(param, real_view(average))
+            tensors = p, None  # nothing else writes a master
+            parts += [(plane, label, tensor) for plane, tensor in zip(planes(param), tensors, strict=False)]
+    return found, parts
 
 
 def moved(tensors: Sequence[tuple[str, Any, Any, Array]]) -> tuple[tuple[Iterable[Any], ...], str]:
@@ -83,5 +89,5 @@ def moved(tensors: Sequence[tuple[str, Any, Any, Array]]) -> tuple[tuple[Iterabl
         if now.shape == then.shape:
             copied.append((now, weights))
         else:
-            given.append((tensor, "data", like(before, weights)))
+            given.append((tensor, "data", like(before, weights).to(tensor.device)))
     return (starmap(torch.Tensor.copy_, copied), starmap(setattr, given)), lost

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +23,10 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from proptim import _backend
-from proptim._arrays import as_array, check_disjoint, overlaps_itself
+from proptim._arrays import Array, as_array, check_disjoint, overlaps_itself
+from proptim._averages import Averaged, Found
+from proptim._interrupts import Store
+from proptim._numpy import busy
 from proptim._parameters import did_you_mean, near
 from proptim._stepper import Tally
 from proptim._torch_optimizer import Door
@@ -34,7 +37,6 @@ STREAMED = ("cuda", "xpu")
 UNSUPPORTED = {
     "zero_grads": "p.grad is None after a step",
     "fallback": "what proptim cannot step is an error here",
-    "ema": "the averages would be on the CPU",
 }
 """Options of the optimizers that Offload does not take, and why."""
 OWNERS: Any = WeakTensorKeyDictionary()
@@ -239,6 +241,21 @@ class Slot:
         self.clear()
 
 
+class AveragedElsewhere(Averaged):
+    """`Averaged` of parameters that are elsewhere than their averages, which are put in by way of the copies."""
+
+    def __init__(self, offload: Offload) -> None:
+        super().__init__(offload._claim, offload._find_averages)
+        self.offload = offload
+
+    def swap(self, found: Sequence[Store], back: list[Store], tensors: list[tuple[str, Any, Any, Array]]) -> None:
+        of = {id(slot.host): slot.p for slot in self.offload._slots}
+        pairs = [(of[id(host)], host) for _, host, *_ in tensors]
+        # The memory of the copies is written back, and each parameter is where that is not: it gets the weights too.
+        super().swap(found, back, [(name, of[id(host)], then, copied) for name, host, then, copied in tensors])
+        copy_all(pairs)
+
+
 class Round(NamedTuple):
     """What the steps of one round are made with."""
 
@@ -289,10 +306,13 @@ class Offload(torch.optim.Optimizer):
         nothing, so it may be called after each, or once after all. Passes are counted by the gradients of each
         parameter: at least one parameter has to get a gradient in every pass.
     **options
-        Hyperparameters and options of `cls`, all but `zero_grads` and `fallback`.
+        Hyperparameters and options of `cls`, all but `zero_grads` and `fallback`, `ema` among them.
 
     Attributes
     ----------
+    ema : dict
+        With `ema`, parameter -> the average of its weights, a tensor on the CPU; as in `cls`. `averaged` puts the
+        averages in the place of the weights.
     state : dict
         Parameter -> its state, of tensors on the CPU; as in `cls`. It is for reading, and for writing to the tensors:
         ``state.clear()`` and other changes of the dict have no effect. Make a new Offload to begin with no state.
@@ -458,8 +478,6 @@ class Offload(torch.optim.Optimizer):
         hosts = [of[id(p)] for p in group["params"]]
         names = group.get("param_names")
         rest = {key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS}
-        if rest.get("ema") is not None:
-            raise TypeError(f"Offload got a group with ema; expected none: {UNSUPPORTED['ema']}")
         return {**rest, "params": hosts if names is None else list(zip(names, hosts, strict=True))}
 
     def _hook(self) -> None:
@@ -529,6 +547,9 @@ class Offload(torch.optim.Optimizer):
         """A gradient is in `p.grad`: hand it to the thread if it is complete."""
         if slot.p.grad is None:  # another hook has taken it
             return
+        if self._claim.averaged:
+            slot.p.grad = None  # of the averages, which are no weights to be stepped
+            raise RuntimeError(busy(None, averaged=True))
         if slot.submitted:
             slot.p.grad = None  # this error tells it, and step() is not to fail as well
             raise RuntimeError(
@@ -722,6 +743,26 @@ class Offload(torch.optim.Optimizer):
             self._worker.wait()
             self._tell()
 
+    # Averages of the weights ------------------------------------------------------------------------------------------
+
+    ema = Door.ema
+
+    def averaged(self) -> Averaged:
+        """Have the averages of the weights in the parameters, while the block of this `with` runs: as in `cls`.
+
+        RuntimeError between backward and `step`, and from backward within the block, which is without gradients.
+        """
+        return AveragedElsewhere(self)
+
+    def _find_averages(self) -> Found:
+        self._worker.wait()
+        self._check_written("averaged()")
+        copy_all([(slot.host, slot.p) for slot in self._slots])  # weights may have been written since the last step
+        for own, group in zip(self._inner.param_groups, self.param_groups, strict=True):
+            own.update({key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS})
+        found: Found = self._inner._find_averages()
+        return found
+
     # Saving and loading -----------------------------------------------------------------------------------------------
 
     def _check_written(self, call: str) -> None:
@@ -753,7 +794,7 @@ class Offload(torch.optim.Optimizer):
             for slot in self._slots:
                 copy_all([(slot.host, slot.p)])
             self._inner.load_state_dict(given, cast=cast)
-            return {**given, "state": {}}
+            return {**self._inner._checked_groups(given), "state": {}}
 
         with self._claim:
             self._worker.wait()

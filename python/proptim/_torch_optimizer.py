@@ -12,7 +12,7 @@ import torch
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, real_view
-from proptim._averages import NONE_KEPT, Averaged
+from proptim._averages import NONE_KEPT, Averaged, Found
 from proptim._formats import PAIRS, Steps
 from proptim._numpy import busy
 from proptim._options import OBJECT_OPTIONS, SETTINGS, as_shown
@@ -358,7 +358,10 @@ class Door(torch.optim.Optimizer):
         also after an exception. A parameter that has been moved to the device "meta" meanwhile, which holds no weights,
         is a RuntimeError after the block, when all others have theirs.
         """
-        return Averaged(self._claim, lambda: find_averages(self.param_groups, self.state, self._keeping))
+        return Averaged(self._claim, self._find_averages)
+
+    def _find_averages(self) -> Found:
+        return find_averages(self.param_groups, self.state, self._keeping)
 
     def _check_place(self) -> None:
         """Raise RuntimeError if the averages of the weights are in their place."""
@@ -660,7 +663,8 @@ class Door(torch.optim.Optimizer):
         for key, value in ours.items():
             if is_schedule(value):
                 raise TypeError(f"Invalid {key}: {value!r} (expected a number; torch.optim.lr_scheduler has schedules)")
-        h, wanted, _, _, share = settle(self._rule, ours, dtypes, 0)
+        now = settle(self._rule, ours, dtypes, 0)
+        h, wanted, share = now.h, now.wanted, now.share
         if compact := in_one_byte(self._rule, self.state_dtype):
             h = self._rule.held_in_one_byte(h, h, compact)
             for key in self._rule.fixed_in_one_byte:

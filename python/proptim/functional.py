@@ -183,7 +183,7 @@ class OneShot:
         wanted = rule.wanted(self._hyper(hyper))  # those too that a schedule asks for later
         state: dict[str, Array] = {}
         for name in wanted:
-            made = first_state(rule, h, state_dtype, name, array)
+            made = first_state(rule, h, state_dtype, name, array, array.size)
             if name + SCALE not in made:
                 check_state(made[name], name, array)
             state |= made

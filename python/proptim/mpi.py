@@ -13,25 +13,38 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import compress, pairwise
 from os import PathLike
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from proptim import _backend, _numpy, _state, checkpoint
 from proptim._arrays import BFLOAT16, Array, as_array, byte_bounds, check_disjoint, name_of, tell_torch
-from proptim._formats import PAIRS, Mastered, first_nonfinite, numbers, planes, shown
-from proptim._interrupts import commit
+from proptim._averages import Averaged, Found
+from proptim._formats import (
+    PAIRS,
+    QUANTA,
+    Int8,
+    Mastered,
+    Squares8,
+    Steps8,
+    first_nonfinite,
+    numbers,
+    planes,
+    shown,
+)
+from proptim._interrupts import Store, commit
 from proptim._mpi_exchange import BYTE, Exchange, bytes_of, cuts_of, flat_of, pieces
 from proptim._mpi_team import MPI, Team, digest_of, team_of
-from proptim._parameters import Clock, Parameter, at_step, is_on, parse_groups, state_arrays
+from proptim._parameters import Clock, Parameter, Part, at_step, is_on, parse_groups, state_arrays
 from proptim._prepared import Prepared, as_loss, as_norm
 from proptim._rows import Rows
-from proptim._stepper import Stepper, Tally
-from proptim._storage import check_whole
+from proptim._stepper import Stepper, Tally, copied
+from proptim._storage import AVERAGE, CODE, SCALE, find_codes, taken_compact
 from proptim.optimizer import Optimizer
 from proptim.sgd import SGD
 
@@ -43,9 +56,18 @@ __all__ = ["Sharded"]
 
 def _cut(array: Any, where: slice) -> Any:
     """A run of an array in whatever format; None as it is."""
+    if isinstance(array, (Int8, Squares8)):  # it begins with a block, as every part does
+        return type(array)(array.code[where], array.scale[slice(*map(_blocks, (where.start, where.stop)))])
+    if isinstance(array, Steps8):
+        return array._replace(code=array.code[where])
     if isinstance(array, PAIRS):
         return type(array)(*(plane[where] for plane in array))
     return None if array is None else array[where]
+
+
+def _blocks(elements: int) -> int:
+    """The number of blocks of state in one byte that so many elements have."""
+    return -(-elements // QUANTA)
 
 
 def _width(param: Any) -> int:
@@ -89,7 +111,6 @@ class _Plan(_numpy.Plan):
         exchange, stepper = self.exchange, self.stepper
         stepper.agree(phase=2)
         with exchange.team.committed():
-            exchange.refresh()
             asked = exchange.ask(0) if exchange.rounds and not exchange.summed else []
             given: list[Any] = []
             for k in range(exchange.rounds):
@@ -108,7 +129,8 @@ class _Plan(_numpy.Plan):
             if exchange.rounds:
                 exchange.take(exchange.rounds - 1, given)
             counts = {"clocks": clocks, "tally": tally, "begun": set(), "steps": self.steps + 1}
-            commit((), [(self, name, value) for name, value in counts.items()])
+            stepped = compress(stepper.whole.parameters, exchange.moves)
+            commit(copied(stepped), [(self, name, value) for name, value in counts.items()])
 
 
 class _Stepper(Stepper):
@@ -130,10 +152,6 @@ class _Stepper(Stepper):
         vars(self).update(self._made(self.groups, self.parameters, self.planned))
 
     def _new_plan(self, segments: list[Any]) -> Any:
-        if any(len(segment) > 1 + len(self.rule.states) for segment in segments):
-            raise ValueError(
-                "ema is for optimizers of one process; expected None here: average the parameters after the step"
-            )
         return _Plan(self, segments)
 
     def row_steps(self, p: Parameter, step: int) -> dict[str, Array]:
@@ -149,8 +167,9 @@ class _Stepper(Stepper):
         steps = self.plan.steps
         told = {"the number of steps": str(steps)}
         for i, group in enumerate(self.groups):
-            known = None if prepared is None else prepared.values[id(group)].h
-            for key in self.rule.hyper:
+            now = None if prepared is None else prepared.values[id(group)]
+            known = None if now is None else {**now.h, AVERAGE: now.ema}
+            for key in (*self.rule.hyper, AVERAGE):
                 told[f"{key} of group {i}"] = repr(at_step(group[key], steps) if known is None else known[key])
         for key, value in self.settings.items():
             if key not in ("backend", "threads"):  # the bits are the same
@@ -220,6 +239,43 @@ def _handed(part: Array) -> Any:
     return torch.from_numpy(part.view(np.int16)).view(torch.bfloat16)
 
 
+class _Divided(NamedTuple):
+    """An array in a state_dict that is divided among the ranks."""
+
+    i: int
+    """The number of the parameter."""
+    name: str
+    part: Array
+    shape: tuple[int, ...]
+    """The shape of the whole; complex numbers of 16 bits are pairs."""
+    cuts: list[int]
+    """Where the part of each rank begins, and where the last one ends."""
+
+
+class _Averaged(Averaged):
+    """`Averaged` on all ranks: each puts the averages of its part in place, and sends them to the others.
+
+    Each puts all weights back by itself, so that a block can end on one rank with an exception.
+    """
+
+    def __init__(self, sharded: Sharded) -> None:
+        super().__init__(sharded._claim, sharded._find_averages)
+        self.sharded = sharded
+
+    def begin(self) -> None:
+        with self.sharded._team.together("averaged", self.sharded._number):
+            super().begin()
+
+    def swap(self, found: Sequence[Store], back: list[Store], tensors: list[tuple[str, Any, Any, Array]]) -> None:
+        sharded = self.sharded
+        sharded._team.agree(sharded._facts)
+        with sharded._team.committed():
+            super().swap(found, back, tensors)
+            moves = sharded._averaging()
+            sharded._exchange.spread(moves)
+            commit(copied(compress(sharded._front._stepper.parameters, moves)))
+
+
 def _bare(group: Any) -> Any:
     """A group without hyperparameters; any other object unchanged, so that a check can refuse it."""
     return {"params": group["params"]} if isinstance(group, Mapping) and "params" in group else group
@@ -242,12 +298,15 @@ class Sharded:
         What is made of the gradients of all ranks: their sum, added in the order of ranks, or that sum times
         1 / ranks. Those of 16 bits are added in float32, all others in their dtype, which is the same on all ranks.
     **options
-        Hyperparameters and options of the optimizer, the same on all ranks except `backend`, `threads` and `grads`.
+        Hyperparameters and options of the optimizer, the same on all ranks except `backend`, `threads`, `grads` and
+        `publish`. Copies are of whole parameters, on each rank that has arrays for them.
 
     Attributes
     ----------
     state : dict of dict
         As of the optimizer, but of this rank's part: of each parameter the run of elements, in C order, that is its.
+    ema : dict of arrays
+        As of the optimizer, but of this rank's part, as `state`. `averaged` has whole averages.
     traffic : dict
         Bytes sent and received by this rank, and seconds that it waited for others and stepped.
     param_groups, defaults, steps, skipped, grad_norm and all hyperparameters and options
@@ -273,10 +332,12 @@ class Sharded:
     -----
     With g the sum over ranks, in their order, the parameters after a step have the bits that
     ``optimizer_class(params, **options, grad_scale=1 / ranks).step(g)`` leaves in one process. State is shared out in
-    runs of whole blocks of 4,096 elements, counted array by array; each rank has 1 / ranks of it.
+    runs of whole blocks of 4,096 elements, counted array by array; each rank has 1 / ranks of it. Averages in one byte
+    share their scales within such a block, and are kept so if the whole array has 4,096 elements.
 
-    Every method but `zero_grad` is called by all ranks, in the same order. A call that one rank refuses is refused by
-    all, and has changed nothing. `loss` is that of the rank; losses are added and averaged as gradients are.
+    Every method but `zero_grad` is called by all ranks, in the same order; `averaged` as its block begins. A call that
+    one rank refuses is refused by all, and has changed nothing. `loss` is that of the rank; losses are added and
+    averaged as gradients are.
 
     An exception that nothing catches, on any rank, ends all ranks: importing this module sets `sys.excepthook` where
     there is more than one rank. A rank that ends its program is told to those that make a call, also their first on
@@ -290,6 +351,8 @@ class Sharded:
        2020: its stage 1.
     """
 
+    _claim: Any
+    """Held by each call, for the calls of all ranks are made one after the other."""
     _inner: Optimizer
     _front: Optimizer
     _team: Team
@@ -307,26 +370,24 @@ class Sharded:
         team = self._team = team_of(comm)
         team.made += 1
         self._number = team.made
+        backend: Any = "numpy" if _backend.missing_core else "c"  # what needs it makes no steps
+        self._claim = _backend.new_claim(backend)
         with self._together("Sharded"):
             given: Any = optimizer_class
             if not (isinstance(given, type) and issubclass(given, Optimizer)):
                 raise TypeError(
                     f"optimizer_class is {optimizer_class!r:.80}; expected a class of optimizers: proptim.RMSprop"
                 )
-            check_whole(optimizer_class, options.get("state_dtype"), "in Sharded")
             if reduce not in ("mean", "sum"):
                 raise ValueError(f"Invalid reduce: {reduce!r} (expected 'mean' or 'sum')")
             self._reduce = reduce
-            if options.get("publish") is not None:
-                raise ValueError(
-                    "publish is for optimizers of one process; expected none here: copy parameters after the step"
-                )
-            grads = options.pop("grads", None)
+            grads, publish = options.pop("grads", None), options.pop("publish", None)
             groups = parse_groups(params)
             # It makes no steps: it holds parameters and gradients as the user passed them, and checks them.
-            backend: Any = "numpy" if _backend.missing_core else "c"
             of_gradients = {key: options[key] for key in ("zero_grads", "cast_grads") if key in options}
             self._front = SGD([*map(_bare, groups)], lr=0.0, threads=1, backend=backend, master=None, **of_gradients)
+            if publish is not None:
+                self._front._stepper.have_copies(publish)
             arrays = self._arrays()
             exchange = Exchange(team, arrays, cuts_of(arrays, team.size))
             of_parts = [{**g, "params": p} for g, p in zip(groups, self._parts(exchange), strict=True)]
@@ -340,10 +401,14 @@ class Sharded:
             if grads is not None:
                 front.bind(grads)
             team.agree(lambda: {**self._facts(), **self._values()})
+            with team.committed():
+                front.publish()
 
-    def _together(self, call: str) -> Any:
-        """Make a call that all ranks make."""
-        return self._team.together(call, self._number)
+    @contextmanager
+    def _together(self, call: str) -> Iterator[None]:
+        """Make a call that all ranks make; a second one of this rank at the same time is refused on it alone."""
+        with self._claim, self._team.together(call, self._number):
+            yield
 
     def _arrays(self) -> list[Array]:
         """The parameters."""
@@ -354,7 +419,7 @@ class Sharded:
         places = {id(p): i for i, p in enumerate(self._front._stepper.parameters)}
         made: list[Any] = []
         for _, members in self._front._members[first:]:
-            parts = [_handed(exchange.parts[places[id(p)]]) for p in members]
+            parts = [Part(_handed(exchange.parts[places[id(p)]]), p.array.size) for p in members]
             named = bool(members) and members[0].name is not None
             made.append(dict(zip([p.name for p in members], parts, strict=True)) if named else parts)
         return made
@@ -417,11 +482,12 @@ class Sharded:
             If another rank makes a different call, or has ended its program.
         """
         front, stepper = self._front._stepper, self._stepper
-        with front.claim, self._together("step"):
+        with self._together("step"):
             before = front.plan.given, front.plan.grads
             try:
                 front.see(grads)
                 self._see()
+                self._exchange.refresh()
                 stepper.norm = None if grad_norm is None else as_norm(grad_norm)
                 if any(self._inner.needs_loss(group) for group in stepper.groups):
                     loss = self._common_loss(loss)
@@ -434,7 +500,7 @@ class Sharded:
             finally:
                 stepper.norm = None
             if front.tensors and stepper.plan.steps > steps:  # not where the step was skipped
-                tell_torch([p.given for p, _ in front.bound()])
+                tell_torch([given for p, _ in front.bound() for given, _ in p.homes])
             if self.zero_grads:
                 commit([(grad, ..., 0) for _, grad in front.bound()])
                 tell_torch(front.plan.given)
@@ -479,12 +545,14 @@ class Sharded:
 
     def zero_grad(self) -> None:
         """Set the gradients of this rank that are bound, or were last passed, to zero."""
-        self._front.zero_grad()
+        with self._claim:
+            self._front.zero_grad()
 
     def reset(self, *keys: int | str) -> None:
         """Reset state and counts: see `Optimizer.reset`."""
         with self._together("reset"):
             self._team.agree(lambda: {"the keys": repr(keys)})
+            self._exchange.refresh()  # averages begin with the weights
             self._inner.reset(*keys)
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
@@ -523,6 +591,60 @@ class Sharded:
     def _take_exchange(self, exchange: Exchange) -> None:
         self._exchange = self._stepper.exchange = exchange
 
+    # Averages of the weights ------------------------------------------------------------------------------------------
+
+    def averaged(self) -> Averaged:
+        """Have the averages of the weights in their place on all ranks, for as long as the block of this `with` runs.
+
+        All ranks begin the block together, and have the averages of all parameters then, not of their parts alone.
+        Each puts its weights back at the end of its block by itself, also after an exception on it alone. Otherwise it
+        is as `Optimizer.averaged`.
+
+        Returns
+        -------
+        context manager
+            Within its block every other call raises RuntimeError.
+
+        Raises
+        ------
+        ValueError
+            If no average is kept, or a tensor of torch has been given other memory, on all ranks; nothing has changed
+            then.
+        RuntimeError
+            If another rank makes a different call, and within another such block.
+
+        Examples
+        --------
+        >>> import numpy as np, proptim
+        >>> from mpi4py import MPI
+        >>> from proptim.mpi import Sharded
+        >>> w = np.array([1.0])
+        >>> opt = Sharded(proptim.SGD, [w], MPI.COMM_SELF, lr=0.5, ema=0.75)
+        >>> opt.step([np.array([1.0])])
+        >>> with opt.averaged():
+        ...     print(w)
+        [0.875]
+        >>> w
+        array([0.5])
+        """
+        return _Averaged(self)
+
+    def _find_averages(self) -> Found:
+        self._exchange.refresh()
+        found, _ = self._stepper.averages()
+        kept: list[tuple[Array, str, Any]] = []
+        both = zip(self._front._stepper.parameters, self._stepper.parameters, strict=True)
+        for whole, part in compress(both, self._averaging()):
+            whole.check_home()
+            kept += whole.held
+            kept += [] if part.plane is None else [(part.plane, whole.label, None)]
+        return found, kept
+
+    def _averaging(self) -> list[bool]:
+        """Of which parameters the averages are put in place."""
+        averaging = set(map(id, self._stepper.averaging()))
+        return [id(p) in averaging for p in self._stepper.parameters]
+
     # State as a whole -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -534,29 +656,34 @@ class Sharded:
         with self._together("state_dict"):
             exchange.refresh()
             saved = self._inner.state_dict()
-            places = [(i, part, np.empty(self._shape(i, part), part.dtype)) for i, _, part in self._pieces(saved)]
+            every = [(of, np.empty(of.shape, of.part.dtype)) for of in self._divided(saved)]
             team.agree(self._facts)
             with team.committed():
-                for i, part, whole in places:
-                    flat = whole.reshape(-1, *part.shape[1:])
-                    for rank, (begin, end) in enumerate(pairwise(exchange.cuts[i])):
+                for of, whole in every:
+                    flat = whole.reshape(-1, *of.part.shape[1:])
+                    for rank, (begin, end) in enumerate(pairwise(of.cuts)):
                         run = flat[begin:end]
                         if rank == team.rank:
-                            run[...] = part
+                            run[...] = of.part
                         for where in pieces(run.nbytes):
                             team.comm.Bcast([bytes_of(run)[where], BYTE], rank)
-            for (i, name, _), (*_, whole) in zip(self._pieces(saved), places, strict=True):
-                saved["state"][i][name] = whole
+            for of, whole in every:
+                saved["state"][of.i][of.name] = whole
             return saved
 
-    @staticmethod
-    def _pieces(saved: Mapping[str, Any]) -> list[tuple[int, str, Array]]:
-        """The arrays in a state_dict, with the number of the parameter and the name of the state."""
-        return [(i, k, v) for i, entry in saved["state"].items() for k, v in entry.items() if isinstance(v, np.ndarray)]
-
-    def _shape(self, i: int, part: Array) -> tuple[int, ...]:
-        """The shape of the whole of which this is the part of a state array; complex numbers of 16 bits are pairs."""
-        return (*self._exchange.arrays[i].shape, *part.shape[1:])
+    def _divided(self, saved: Mapping[str, Any]) -> Iterable[_Divided]:
+        """The arrays in the state_dict of this rank's part, of which other ranks have other parts."""
+        for i, entry in saved["state"].items():
+            cuts, shape = self._exchange.cuts[i], self._exchange.arrays[i].shape
+            for name, part in entry.items():
+                if not isinstance(part, np.ndarray):
+                    continue
+                array = name.removesuffix(SCALE)
+                if array == name or array + CODE not in entry:
+                    yield _Divided(i, name, part, (*shape, *part.shape[1:]), cuts)
+                elif self._inner.in_one_byte(array) is not Steps8:  # whose grid is that of all
+                    of_blocks = [*map(_blocks, cuts)]
+                    yield _Divided(i, name, part, (of_blocks[-1],), of_blocks)
 
     @property
     def state(self) -> Mapping[int | str, Mapping[str, Any]]:
@@ -584,9 +711,10 @@ class Sharded:
             vars(stepper).update(before)
             commit(weights, [s for group, items in data for s in [(group, "data", items), *group.changed()]])
             raise
-        if any(rounded):
-            with self._team.committed():
+        with self._team.committed():
+            if any(rounded):
                 exchange.spread(rounded)
+            self._front._stepper.publish()
 
     def _localized(self, saved: Any) -> Any:
         """A state_dict with this rank's part of every array; any other object unchanged, for a check to refuse."""
@@ -604,14 +732,26 @@ class Sharded:
             entry, label = dict(state[key]), f"state {key!r} of state_dict"
             entry.pop("row_step", None)  # all rows have made all steps, also those of the file
             begin, end = self._exchange.own(i)
+            compact = self._localized_compact(entry, p, slice(begin, end), label)
             for name, value in entry.items():
-                if name not in self._inner.clock_start and value is not None:
+                if name not in (*self._inner.clock_start, *compact) and value is not None:
                     array = as_array(value, f"{name!r} in {label}", bits=name != "master")
                     width = 2 if _state.check_shape(array, f"{name!r} in {label}", p) else 1
                     run = flat_of(array)[width * begin : width * end]
                     entry[name] = run.reshape(-1, 2) if width == 2 else run
-            state[key] = entry
+            state[key] = {**entry, **compact}
         return {**saved, "state": state}
+
+    def _localized_compact(self, entry: Mapping[Any, Any], p: Parameter, own: slice, label: str) -> dict[str, Array]:
+        """What is in one byte of the saved state of a parameter: this rank's part of codes and scales."""
+        rule, found = type(self._inner), {}
+        for name in rule.states:
+            if code := find_codes(entry, name, lambda n: f"{n!r} in {label}"):
+                labels = (f"{n!r} in {label}" for n in (code, name + SCALE))
+                saved = np.asarray(entry[code]), entry.get(name + SCALE)
+                whole = taken_compact(rule, None, name, *saved, p.array.shape, *labels)
+                found[code], found[name + SCALE] = _cut(whole._replace(code=flat_of(whole.code)), own)
+        return found
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state of all ranks to one file, which any number of ranks, or an optimizer alone, can load.
@@ -636,11 +776,11 @@ class Sharded:
             saved = self._inner.state_dict()
             team.agree(self._facts)
             if team.rank == 0:
-                parts = self._pieces(saved)
-                coming = self._coming(parts)
-                for i, name, part in parts:
-                    dtype = BFLOAT16 if part.dtype.name == "bfloat16" else part.dtype
-                    saved["state"][i][name] = checkpoint.Streamed(self._shape(i, part), dtype, coming)
+                divided = [*self._divided(saved)]
+                coming = self._coming(divided)
+                for of in divided:
+                    dtype = BFLOAT16 if of.part.dtype.name == "bfloat16" else of.part.dtype
+                    saved["state"][of.i][of.name] = checkpoint.Streamed(of.shape, dtype, coming)
                 try:
                     checkpoint.write(path, saved)
                 finally:
@@ -648,18 +788,18 @@ class Sharded:
                         pass
             else:
                 with team.committed():
-                    for _, _, part in self._pieces(saved):
-                        for where in pieces(part.nbytes):
-                            team.comm.Send([bytes_of(part)[where], BYTE], 0, 2)
+                    for of in self._divided(saved):
+                        for where in pieces(of.part.nbytes):
+                            team.comm.Send([bytes_of(of.part)[where], BYTE], 0, 2)
             team.agree()
 
-    def _coming(self, parts: list[tuple[int, str, Array]]) -> Iterator[Array]:
+    def _coming(self, divided: Iterable[_Divided]) -> Iterator[Array]:
         """The bytes of the state of all ranks, array by array."""
-        for i, _, part in parts:
-            for rank, (begin, end) in enumerate(pairwise(self._exchange.cuts[i])):
-                for where in pieces((end - begin) * part.itemsize * math.prod(part.shape[1:])):
+        for of in divided:
+            for rank, (begin, end) in enumerate(pairwise(of.cuts)):
+                for where in pieces((end - begin) * of.part.itemsize * math.prod(of.part.shape[1:])):
                     if rank == 0:
-                        yield bytes_of(part)[where]
+                        yield bytes_of(of.part)[where]
                     else:
                         piece = np.empty(where.stop - where.start, np.uint8)
                         self._team.comm.Recv([piece, BYTE], rank, 2)

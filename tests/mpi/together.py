@@ -6,6 +6,7 @@ A test is a function `test_...`. Whatever is not as expected on one rank ends al
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from mpi4py import MPI
 
 import proptim
 from proptim import _formats, _mpi_exchange, _mpi_team, schedules
+from proptim.cli.selftest import in_one_byte
 from proptim.mpi import Sharded
 
 try:
@@ -272,17 +274,410 @@ def test_groups():
     run(ours, sharded, alone, plain, what="a group refused")
 
 
-def test_averages_are_refused():
-    """Only an optimizer of one process keeps them: not one that is made, nor in a group that is added or set."""
-    told = "ema is for optimizers of one process; expected None here"
-    raises(ValueError, told, Sharded, proptim.SGD, [np.ones(5000)], ema=0.9)
-    ours, sharded, alone, plain = pair(proptim.SGD, "float32")
+def same_parts(sharded, plain, what):
+    """What is shown of this rank's part is that part of what an optimizer alone shows."""
+    params = [p for group in plain.param_groups for p in group["params"]]
+    for i, (key, whole) in enumerate(plain.state.items()):
+        begin, end = sharded._exchange.own(i)
+        part = sharded.state[key]
+        assert part.keys() == whole.keys(), what
+        for name, array in whole.items():
+            if isinstance(array, np.ndarray):
+                run = array.reshape(params[i].size, math.prod(array.shape[params[i].ndim :]))[begin:end]
+                assert part[name].dtype == array.dtype, (what, key, name)
+                assert part[name].tobytes() == run.tobytes(), (what, key, name)
+
+
+def test_one_byte():
+    """Every optimizer and case with state in one byte, to nearest and at random; what is not possible is refused."""
+    cases = [(name, case) for name, optimizer in proptim.OPTIMIZERS.items() for case in optimizer.cases]
+    kinds = (
+        ("float32", "C", {}),
+        ("bfloat16", "mixed", {"rounding": "stochastic", "seed": 7, "clip_norm": 2.0}),
+        ("float16", "F", {"master": None, "rounding": "stochastic", "backend": "numpy"}),
+        ("float32", "mixed", {"rounding": "stochastic", "ema": 0.75, "threads": 2}),
+    )
+    for i, (name, case) in enumerate(cases):
+        for k, (dtype, layout, options) in enumerate(kinds):
+            if SHORT and k != i % len(kinds):
+                continue
+            options = {**in_one_byte(name, case), **options}
+            what = (name, dtype, options)
+            with bucket((_mpi_exchange.BUCKET, 1, 40_000)[(i + k) % 3]):
+                ours, sharded, alone, plain = pair(proptim.OPTIMIZERS[name], dtype, layout=layout, **options)
+                run(ours, sharded, alone, plain, steps=3, what=what)
+            saved = sharded.state_dict()
+            same_state(saved, plain.state_dict(), what)
+            same_parts(sharded, plain, what)
+            codes = {n for entry in saved["state"].values() for n in entry if n.endswith("_code")}
+            kept = options["state_dtype"]
+            asked = [n for n in plain.wanted(plain.param_groups[0]) if kept == "int8" or n in kept]
+            assert codes == {f"{n}_code" for n in asked}, what
+    w = np.ones(5000)
+    raises(ValueError, "Invalid state_dtype: 'int8' for params[0], which is float64", Sharded, proptim.Adam, [w],
+           state_dtype="int8")  # fmt: skip
+    w = np.ones(5000, np.float32)
+    raises(ValueError, "Invalid eta values: (0.5, 1.2)", Sharded, proptim.Rprop, [w], state_dtype="int8")
+
+
+def test_one_byte_is_loaded():
+    """With cast=True into other formats and back, as by an optimizer alone; what is damaged is refused by all."""
+    for name, dtype in (("adam", "float32"), ("adam", "bfloat16"), ("rprop", "float32")):
+        optimizer, compact = proptim.OPTIMIZERS[name], in_one_byte(name, {})
+        ours, sharded, alone, plain = pair(optimizer, dtype, layout="mixed", **compact)
+        run(ours, sharded, alone, plain)
+        for other in ({**compact, "state_dtype": None}, {**compact, "state_dtype": "bfloat16"}, compact):
+            saved = plain.state_dict()
+            ours, sharded, alone, plain = pair(optimizer, dtype, layout="mixed", **other)
+            for each in (sharded, plain):
+                each.load_state_dict(saved, cast=True)
+            same_state(sharded.state_dict(), plain.state_dict(), (name, other))
+            run(ours, sharded, alone, plain, what=(name, other))
+    ours, sharded, alone, plain = pair(proptim.Adam, "float32", layout="mixed", state_dtype="int8")
     run(ours, sharded, alone, plain)
-    raises(ValueError, told, sharded.add_param_group, {"params": {"later": np.ones(5000)}, "ema": 0.9})
-    sharded.param_groups[0]["ema"] = 0.9
-    raises(ValueError, told, sharded.step, gradients(ours, 50, RANK))
-    sharded.param_groups[0]["ema"] = None
-    run(ours, sharded, alone, plain, what="averages refused")
+    before = sharded.state_dict()
+
+    def change(saved, kind):
+        state = saved["state"][0]
+        if kind == "missing":
+            del state["exp_avg_scale"]
+        elif kind == "negative":
+            state["exp_avg_scale"][-1] = -1
+        elif kind == "long":
+            state["exp_avg_scale"] = np.ones(99, np.float32)
+        elif kind == "signed":
+            state["exp_avg_code"] = state["exp_avg_code"].view(np.uint8)
+        elif kind == "shape":
+            state["exp_avg_code"] = state["exp_avg_code"].T
+        elif kind == "cast":
+            state["exp_avg_code"] = state["exp_avg_code"].astype(np.float32)
+        else:
+            del state["exp_avg_code"]
+        return saved
+
+    for kind in ("missing", "negative", "long", "signed", "shape", "cast", "alone"):
+        saved = change(plain.state_dict(), kind)
+        try:
+            plain.load_state_dict(saved)
+        except (ValueError, TypeError) as error:
+            raises(type(error), str(error), sharded.load_state_dict, saved)
+        else:
+            raise AssertionError(kind)
+    same_state(sharded.state_dict(), before, "refused")
+    ours, rprop, _, _ = pair(proptim.Rprop, "float32", **in_one_byte("rprop", {}))
+    saved = rprop.state_dict()
+    saved["param_groups"][0]["step_sizes"] = (1e-3, 1.0)
+    raises(ValueError, "the grid of etas and step_sizes", rprop.load_state_dict, saved)
+    # As before format 4: codes under the name of the array itself.
+    saved = plain.state_dict()
+    for entry in saved["state"].values():
+        for n in [n for n in entry if n.endswith("_code")]:
+            entry[n.removesuffix("_code")] = entry.pop(n)
+    sharded.load_state_dict(saved)
+    same_state(sharded.state_dict(), before, "names of format 3")
+
+
+# Averages and copies of the weights -----------------------------------------------------------------------------------
+
+
+def in_groups(params):
+    """Three groups: the first takes the `ema` of the optimizer, the others have their own."""
+    names = [*params]
+    return [
+        {"params": {n: params[n] for n in names[:3]}},
+        {"params": {n: params[n] for n in names[3:5]}, "ema": None},
+        {"params": {n: params[n] for n in names[5:]}, "ema": schedules.linear(0.5, 0.9, 3)},
+    ]
+
+
+def bits(params):
+    return {name: p.tobytes() for name, p in params.items()}
+
+
+def test_averages():
+    """Every optimizer and case: the averages, and the weights of all ranks within a block and after it."""
+    cases = [(optimizer, case) for optimizer in proptim.OPTIMIZERS.values() for case in optimizer.cases]
+    kinds = (
+        ("float32", {}),
+        ("complex64", {}),
+        ("all", {"state_dtype": "bfloat16", "clip_norm": 1.0}),
+        ("all", {"master": None, "rounding": "stochastic", "seed": 3}),
+        ("bfloat16", {"master": "float32"}),
+        ("float64", {"backend": "numpy", "nonfinite": "skip"}),
+    )
+    for i, (optimizer, case) in enumerate(cases):
+        for k, (dtype, options) in enumerate(kinds):
+            if k != i % len(kinds) and (SHORT or (i + k) % 3):
+                continue
+            what = (optimizer, dtype, options, case)
+            options = {**options, **case, "ema": 0.75}
+            with bucket((_mpi_exchange.BUCKET, 1, 40_000)[k % 3]):
+                ours, sharded, alone, plain = pair(
+                    optimizer, dtype, layout=("C", "mixed", "F")[i % 3], groups=in_groups, **options
+                )
+                run(ours, sharded, alone, plain, steps=3, what=what)
+            same_state(sharded.state_dict(), plain.state_dict(), what)
+            same_parts(sharded, plain, what)
+            before = bits(ours), bits(alone)
+            with sharded.averaged(), plain.averaged():
+                same(ours, alone, ("averaged", *what))
+                assert bits(ours) != before[0], what
+                same_parts(sharded, plain, ("averaged", *what))
+            assert (bits(ours), bits(alone)) == before, what
+            same_parts(sharded, plain, what)
+            assert sharded.ema.keys() == plain.ema.keys()
+            assert {*plain.ema} == {*ours} - {"scalar", "long"}
+            for name, part in sharded.ema.items():
+                assert part.tobytes() == sharded.state[name]["ema"].tobytes()
+                assert not part.flags.writeable
+            run(ours, sharded, alone, plain, steps=2, what=("after a block", *what))
+            same_state(sharded.state_dict(), plain.state_dict(), what)
+
+
+def test_averages_begin_and_go_on():
+    """A number that is set later, None again, reset and groups that come and go, also of weights written meanwhile."""
+    ours, sharded, alone, plain = pair(proptim.SGD, "bfloat16", layout="S", momentum=0.9, clip_norm=1.0)
+    raises(ValueError, "no average of the weights is kept", sharded.averaged().__enter__)
+    raises(AttributeError, "no average of the weights is kept", getattr, sharded, "ema")
+    run(ours, sharded, alone, plain)
+
+    def write(number):
+        for params in (ours, alone):
+            for p in params.values():
+                p[...] = number
+
+    for ema in (0.5, schedules.linear(0.5, 0.9, 9), None, 0.25):
+        write(1.5)
+        for each in (sharded, plain):
+            each.param_groups[0]["ema"] = ema
+        run(ours, sharded, alone, plain, what=("set", ema))
+        same_state(sharded.state_dict(), plain.state_dict(), ("set", ema))
+    for keys in (("w", "long"), ()):
+        write(2.5)
+        for each in (sharded, plain):
+            each.reset(*keys)
+        same_state(sharded.state_dict(), plain.state_dict(), ("reset", keys))
+    for params, each in ((ours, sharded), (alone, plain)):
+        params["late"] = laid_out(numbers((50, 200), "float32", 77), "S" if params is ours else "C")
+        each.add_param_group({"params": {"late": params["late"]}, "ema": 0.125})
+    run(ours, sharded, alone, plain, what="a group more")
+    for params, each in ((ours, sharded), (alone, plain)):
+        each.remove_param_group(0)
+        for name in SHAPES:
+            del params[name]
+    run(ours, sharded, alone, plain, what="a group less")
+    same_state(sharded.state_dict(), plain.state_dict(), "a group less")
+    before = bits(ours)
+    with sharded.averaged():
+        whole = plain.ema["late"]
+        assert ours["late"].tobytes() == whole.tobytes()
+    assert bits(ours) == before
+
+
+def test_averages_are_loaded():
+    """Those of a file go on; where it has none they begin with the weights, and are not switched off."""
+    with folder() as where, bucket(30_000):
+        for dtype, options in (("all", {"state_dtype": "bfloat16"}), ("float16", {}), ("float32", {})):
+            ours, sharded, alone, plain = pair(proptim.Adam, dtype, layout="mixed", ema=0.9, **options)
+            run(ours, sharded, alone, plain)
+            sharded.save(where / "ours")
+            bare = proptim.Adam(model(dtype), **options)
+            if RANK == 0:
+                plain.save(where / "alone")
+                assert (where / "ours").read_bytes() == (where / "alone").read_bytes()
+                bare.save(where / "bare")
+            COMM.Barrier()
+            for name in ("ours", "bare"):
+                for ema in (0.9, None):
+                    _, sharded, _, plain = pair(proptim.Adam, dtype, layout="mixed", ema=ema, **options)
+                    ours, alone = sharded_params(sharded), sharded_params(plain)
+                    for each in (sharded, plain):
+                        each.load(where / name)
+                    same_state(sharded.state_dict(), plain.state_dict(), (name, ema))
+                    run(ours, sharded, alone, plain, what=(name, ema))
+                    same_state(sharded.state_dict(), plain.state_dict(), (name, ema))
+            COMM.Barrier()
+
+
+def sharded_params(opt):
+    """The parameters of an optimizer of one group, by name."""
+    return dict(zip(opt.state, opt.param_groups[0]["params"], strict=True))
+
+
+def test_a_block_of_averages():
+    """What is refused within it, what ends it on one rank alone, and what other ranks are told of."""
+    ours, sharded, alone, plain = pair(proptim.Adam, "all", layout="mixed", ema=0.5, zero_grads=False)
+    run(ours, sharded, alone, plain)
+    grads = gradients(ours, 9, RANK)
+    before, saved = bits(ours), sharded.state_dict()
+    told = "the parameters are the averages of the weights, within `with opt.averaged():`"
+    with folder() as where, sharded.averaged():
+        inside = bits(ours)
+        for call in (
+            lambda: sharded.step(grads),
+            sharded.state_dict,
+            lambda: sharded.load_state_dict(saved),
+            lambda: sharded.save(where / "file"),
+            lambda: sharded.load(where / "file"),
+            sharded.reset,
+            sharded.zero_grad,
+            lambda: sharded.add_param_group({"params": {"late": np.ones(3)}}),
+            lambda: sharded.remove_param_group(0),
+            sharded.averaged().__enter__,
+        ):
+            raises(RuntimeError, told, call)
+        assert bits(ours) == inside != before
+        assert not any(where.iterdir())
+    assert bits(ours) == before
+    for ranks in (range(SIZE), [SIZE - 1]):
+        try:
+            with sharded.averaged():
+                ours["w"][...] = 7.0
+                if RANK in ranks:
+                    raise KeyError("of the program")
+        except KeyError:
+            assert RANK in ranks
+        else:
+            assert RANK not in ranks
+        assert bits(ours) == before
+    block = sharded.averaged()
+    with block:
+        raises(RuntimeError, told, block.__enter__)
+        assert bits(ours) == inside
+    assert bits(ours) == before
+    run(ours, sharded, alone, plain, what="after blocks")
+    same_state(sharded.state_dict(), plain.state_dict(), "after blocks")
+    if SIZE == 1:
+        spread, sharded._exchange.spread = sharded._exchange.spread, lambda moves: [][0]
+        before = bits(ours)
+        raises(IndexError, "list index out of range", sharded.averaged().__enter__)
+        assert bits(ours) == before
+        sharded._exchange.spread = spread
+        run(ours, sharded, alone, plain, what="after a block that failed")
+        return
+    last, odd = f"rank {SIZE - 1}", RANK == SIZE - 1
+    before = bits(ours)
+    if odd:
+        sharded.param_groups[0]["ema"] = 0.25
+    raises(ValueError, f"ema of group 0 is 0.25 on {last} and 0.5 on rank 0", sharded.averaged().__enter__)
+    raises(ValueError, f"ema of group 0 is 0.25 on {last} and 0.5 on rank 0", sharded.step, grads)
+    if odd:
+        sharded.param_groups[0]["ema"] = None
+    raises(ValueError, "no average of the weights is kept", sharded.averaged().__enter__)
+    if odd:
+        sharded.param_groups[0]["ema"] = lambda step: 0.5  # of the value that the others have
+    raises(
+        RuntimeError,
+        f"{last} calls averaged and rank 0 calls step",
+        *([sharded.averaged().__enter__] if odd else [sharded.step, grads]),
+    )
+    assert bits(ours) == before
+    run(ours, sharded, alone, plain, what="after refused blocks")
+
+
+def test_tensors_with_averages():
+    """Autograd is told of both changes; a tensor that gets other memory in the block gets its weights there."""
+    if torch is None:
+        return
+    tensors = [torch.linspace(-2, 2, 9000).reshape(100, 90).t().bfloat16(), torch.ones(5)]
+    sharded = Sharded(proptim.SGD, tensors, lr=0.5, ema=0.5)
+    sharded.step([torch.ones(p.shape, dtype=p.dtype) for p in tensors])
+    before, versions = [p.clone() for p in tensors], [p._version for p in tensors]
+    with sharded.averaged():
+        assert tensors[1].tolist() == [0.75] * 5
+        assert all(p._version > v for p, v in zip(tensors, versions, strict=True))
+        versions = [p._version for p in tensors]
+        tensors[1].data = tensors[1].double()
+    assert all(p._version > v for p, v in zip(tensors, versions[:1], strict=False))
+    assert torch.equal(tensors[0], before[0])
+    assert tensors[1].dtype == torch.float64
+    assert torch.equal(tensors[1], before[1].double())
+    raises(ValueError, "params[1] has been given other memory", sharded.averaged().__enter__)
+    assert torch.equal(tensors[0], before[0])
+
+
+def test_copies():
+    """`publish`: on each rank, of whole parameters, at each step, by loading and within a block of averages."""
+    kinds = {"w": BF16, "long": np.float16, "cube": BF16}
+
+    def copies(params):
+        made = {n: np.full((*p.shape[:-1], 2 * p.shape[-1]), 7, kinds[n]) for n, p in params.items() if n in kinds}
+        return {n: made[n][..., ::2] if n in made else None for n in params}
+
+    for size in (_mpi_exchange.BUCKET, 1):
+        ours, alone = model("float32", "mixed"), model("float32")
+        one, two = copies(ours), copies(alone)
+
+        def check(what, one=one, two=two):
+            assert {n: c.tobytes() for n, c in one.items() if n in kinds} == {
+                n: c.tobytes() for n, c in two.items() if n in kinds
+            }, what
+
+        options = {"nonfinite": "skip", "state_dtype": {"exp_avg": "bfloat16"}, "rounding": "stochastic", "ema": 0.5}
+        with bucket(size):
+            sharded = Sharded(proptim.Adam, ours, publish=one, **options)
+        plain = proptim.Adam(alone, publish=two, grad_scale=1 / SIZE, **options)
+        check("made")
+        run(ours, sharded, alone, plain, what="copies")
+        check("stepped")
+        for params in (ours, alone):
+            params["long"][...] = 3.0  # which is copied by a step of it alone
+        mine, total = gradients(ours, 5, RANK), added(alone, 5)
+        sharded.step({**mine, "long": None})
+        plain.step({**total, "long": None})
+        check("left out")
+        bad = gradients(ours, 6, RANK)
+        bad["w"][0, 0] = np.inf
+        sharded.step(bad)
+        assert sharded.skipped == 1
+        check("skipped")
+        before = {n: c.tobytes() for n, c in one.items() if n in kinds}
+        with sharded.averaged(), plain.averaged():
+            check("averaged")
+            assert before != {n: c.tobytes() for n, c in one.items() if n in kinds}
+        check("after the block")
+        for params in (ours, alone):
+            params["w"][...] = 5.0
+        saved = plain.state_dict()
+        for each in (sharded, plain):
+            each.load_state_dict(saved)
+        check("loaded")
+        assert (one["w"] == 5).all()
+        plain.load_state_dict({**plain.state_dict(), "skipped": 0})
+        sharded.load_state_dict({**sharded.state_dict(), "skipped": 0})
+        run(ours, sharded, alone, plain, what="after it")
+        check("after it")
+        raises(ValueError, "share memory", sharded.step, {**mine, "w": np.asarray(one["w"])})
+
+
+def test_copies_are_checked():
+    """By all ranks, before any is written; ranks may have copies of their own."""
+    w, copied = np.ones(9000, np.float32), np.full(9000, 7, np.float16)
+    for kind, text, publish in (
+        (ValueError, "publish has 2 arrays; expected 1", [copied, copied]),
+        (TypeError, "publish[0] is float32; expected bfloat16 or float16", [w.copy()]),
+        (ValueError, "publish[0] has shape (3,)", [copied[:3]]),
+    ):
+        raises(kind, text, Sharded, proptim.SGD, [w], publish=publish)
+    twice = np.ones(9000, np.float32)
+    raises(ValueError, "share memory", Sharded, proptim.SGD, [w, twice], publish=[copied, copied])
+    if SIZE > 1:
+        odd = RANK == SIZE - 1
+        raises(ValueError, "lr of group 0 is 0.5", Sharded, proptim.SGD, [w], publish=[copied], lr=0.5 if odd else 0.25)
+    assert (copied == 7).all()
+    opt = Sharded(proptim.SGD, [w], publish=[copied] if RANK == 0 else None, lr=0.5, reduce="sum", ema=0.5)
+    opt.step([np.ones(9000, np.float32)])
+    assert (w == 1 - 0.5 * SIZE).all()
+    assert (copied == (w.astype(np.float16) if RANK == 0 else 7)).all()
+    with opt.averaged():
+        assert (copied == (w.astype(np.float16) if RANK == 0 else 7)).all()
+    if torch is not None:
+        copied = torch.zeros(9000, dtype=torch.bfloat16)
+        opt = Sharded(proptim.SGD, [w], publish=[copied], lr=0.5)
+        version = copied._version
+        opt.step([np.ones(9000, np.float32)])
+        assert copied._version > version
+        assert np.array_equal(copied.float().numpy(), w)
 
 
 def test_gradients_left_out():
@@ -441,6 +836,9 @@ def test_resume():
             (proptim.Rprop, "bfloat16", {"state_dtype": "bfloat16"}),
             (proptim.SGD, "float16", {"momentum": 0.9, "state_dtype": "float16"}),
             (proptim.RMSprop, "bfloat16", {"master": "float32", "state_dtype": {"square_avg": "bfloat16"}}),
+            (proptim.Adam, "float32", {"state_dtype": "int8", "ema": 0.9}),
+            (proptim.Adam, "bfloat16", {"state_dtype": {"exp_avg": "int8"}, "rounding": "stochastic", "seed": 5}),
+            (proptim.Rprop, "bfloat16", in_one_byte("rprop", {})),
         ):
             ours, sharded, alone, plain = pair(optimizer, dtype, layout="mixed", clip_norm=1.0, **options)
             run(ours, sharded, alone, plain)
@@ -649,6 +1047,7 @@ def test_one_rank_is_wrong():
         (ValueError, f"reduce is 'sum' on {last} and 'mean' on rank 0", same_w, {"reduce": "sum"}),
         (ValueError, f"nonfinite is 'skip' on {last} and 'propagate' on rank 0", same_w, {"nonfinite": "skip"}),
         (ValueError, f"state_dtype is 'bfloat16' on {last} and None", same_w, {"state_dtype": "bfloat16"}),
+        (ValueError, f"ema of group 0 is 0.5 on {last} and None on rank 0", same_w, {"ema": 0.5}),
         (ValueError, f"cast_grads is True on {last} and False on rank 0", same_w, {"cast_grads": True}),
         (ValueError, f"master is None on {last} and 'auto' on rank 0", same_w, {"master": None}),
         (ValueError, f"params[0] is bfloat16 of shape (5000,) in group 0 on {last}", [np.ones(5000, BF16)], {}),

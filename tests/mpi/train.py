@@ -53,7 +53,8 @@ def main(folder, steps, word="", rank=-1, at=-1):
     if word == "early" and COMM.rank == int(rank):  # before there is a Sharded
         fail(word, None)
     params = [np.zeros(3 * 4096 + 5, np.float32), np.zeros(70, np.float32)]
-    opt = Sharded(proptim.RMSprop, params, reduce="sum", lr=0.01, momentum=0.9, clip_norm=100.0)
+    options = {"momentum": 0.9, "clip_norm": 100.0, "state_dtype": "int8", "ema": 0.9}
+    opt = Sharded(proptim.RMSprop, params, reduce="sum", lr=0.01, **options)
     last = Path(folder, "last")
     if last.exists():
         begun = last.read_text()
