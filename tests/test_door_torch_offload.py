@@ -748,6 +748,30 @@ def test_averages(name, dtype, options, either):
         assert_same(model, opt, other, its)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float64], ids=str)
+def test_averages_of_wider_parameters(dtype):
+    def run(make):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in [(3, 4), (), (0,)]]
+        params.append(torch.nn.Parameter(torch.randn(5, 3, dtype=dtype).t()))
+        opt = make(params, lr=0.1, ema=0.75)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            sum((p * torch.randn(p.shape, dtype=dtype)).abs().square().sum() for p in params).backward()
+            opt.step()
+            opt.zero_grad()
+        before = [p.detach().clone() for p in params]
+        with opt.averaged():
+            inside = [p.detach().clone() for p in params]
+            params[0].data = params[0].data.clone()
+        assert equal(params, before)
+        assert not equal(inside, before)
+        return params, inside
+
+    for ours, theirs in zip(run(lambda *p, **h: Offload(*p, "Adam", **h)), run(proptim.torch.Adam), strict=True):
+        assert equal(ours, theirs)
+
+
 def test_a_block_of_averages(either):
     """What is refused within it and before it, and what may happen to the model meanwhile."""
     model = Model(BRAIN)

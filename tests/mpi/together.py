@@ -313,6 +313,10 @@ def test_one_byte():
             kept = options["state_dtype"]
             asked = [n for n in plain.wanted(plain.param_groups[0]) if kept == "int8" or n in kept]
             assert codes == {f"{n}_code" for n in asked}, what
+            for each in (sharded, plain):
+                each.reset("w", "block")
+            run(ours, sharded, alone, plain, steps=1, what=("reset", *what))
+            same_state(sharded.state_dict(), plain.state_dict(), ("reset", *what))
     w = np.ones(5000)
     raises(ValueError, "Invalid state_dtype: 'int8' for params[0], which is float64", Sharded, proptim.Adam, [w],
            state_dtype="int8")  # fmt: skip
