@@ -18,8 +18,8 @@ from proptim._numpy import busy
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
 Found = tuple[Sequence[Store], Sequence[tuple[Array, str, Any]]]
-"""What to store so that the averages are in place; and the arrays that are put back, each with a name and the tensor that
-it is of, or None."""
+"""What to store so that the averages are in place; and the arrays that are put back, each with a name and the tensor
+that it is of, or None."""
 
 
 class Averaged:

@@ -118,7 +118,7 @@ class Parameter:
 
     @property
     def held(self) -> list[tuple[Array, str, Any]]:
-        """Its planes, each with a name and the tensor that it is of; None where nothing else has it, as with a master."""
+        """Its planes, each with a name and the tensor that it is of, or None: nothing else has a master."""
         of = (self.label, self.given, self.home), (self.copy_label, self.published, self.copy_home)
         both = zip(planes(self.stored), of, strict=False)
         return [(plane, name, None if home is None else given) for plane, (name, given, home) in both]
