@@ -11,6 +11,7 @@ from cpython.buffer cimport (Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITA
                              PyObject_GetBuffer)
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.math cimport fabs, isfinite, sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -46,6 +47,9 @@ cdef extern from *:
 
 cdef extern from "Python.h" nogil:
     unsigned long PyThread_get_thread_ident()
+
+cdef extern from "proptim.h" nogil:
+    proptim_stage PROPTIM_scale
 
 cdef double FOREVER = float("inf")
 cdef double LARGEST_FLOAT = (2.0 - 2.0 ** -24) * 2.0 ** 127  # as rule.LARGEST
@@ -289,9 +293,13 @@ cdef class Plan:
     cdef list values                # hyperparameters of each row, None for a row that is not stepped
     cdef list homes                 # tensors, and the address and strides of each
     cdef bint takes                 # whether `repeat` may take gradients
+    cdef bint measures              # whether a step has to look whether its gradients are finite
+    cdef double scale, max_norm     # of a step that clips: `grad_scale` and `clip_norm`
+    cdef list signs                 # of the factor of the gradient in each row; None if steps do not clip
     cdef readonly list given, grads # the gradients as the user passed them, and as arrays
     cdef readonly object cohorts    # the cohorts that the rows belong to; None if the caller keeps the clocks
-    cdef public object tally        # what the caller counts; set together with the step
+    cdef object counted             # `tally` as the last step that was not repeated has set it
+    cdef double norm                # that of the last repeated step; negative if `counted` is as new
     cdef public object seed         # of stochastic rounding; None to round to nearest
     cdef public object told         # called after each step of tensors, to inform autograd; or None
     cdef public set begun           # the segments that `step_one` has stepped in this round
@@ -320,6 +328,7 @@ cdef class Plan:
         self.look_after = LOOK_SOON
         self.claim, self.changes = claim or Claim(), changes
         self.loaded = 0
+        self.norm = -1
         self._clocks = []
         self.begun = set()
         self.count = len(segments)
@@ -583,8 +592,8 @@ cdef class Plan:
         """
         return self._offer(grads.copy(), given, False)
 
-    cdef bint _offer(self, list grads, list given, bint sorts) except -1:
-        """`offer`, where `grads` is kept; with `sorts` it also takes the indices of rows, which have to be good."""
+    cdef bint _offer(self, list grads, list given, bint repeats) except -1:
+        """`offer`, where `grads` is kept; with `repeats` for a repeated step, which may have to look at them."""
         cdef Py_ssize_t i
         cdef list handed = given
         if len(grads) != self.count or not self.disjoint:
@@ -598,7 +607,7 @@ cdef class Plan:
                     if handed is None:
                         handed = grads.copy()
                     handed[i] = grad
-            if sorts and not self._sort_fresh():
+            if repeats and not self._look_at_fresh():
                 return False
             for i in range(self.count):
                 self._accept_fresh(i)
@@ -636,18 +645,45 @@ cdef class Plan:
             return True
         return self.tables is not None and self.tables[i] is not None
 
-    cdef bint _sort_fresh(self) except -1:
-        """Take the indices of all rows, those of `fresh_tables` instead of `tables`; whether they are good."""
+    cdef bint _look_at_fresh(self) except -1:
+        """Look at all gradients as a repeated step needs it, at new ones where there are some; whether they are good.
+
+        It takes the indices of all rows. A step that has to look whether they are finite is not repeated with rows.
+        """
         cdef Py_ssize_t i
         cdef Table table
-        if self.tables is None:
-            return True
+        if self.tables is not None:
+            for i in range(self.count):
+                table = None if self.fresh_tables is None else self.fresh_tables[i]
+                if table is None and not holds(&self.fresh[i]):
+                    table = self.tables[i]
+                if table is not None and (self.measures or table.sort() < <Py_ssize_t>table.c.count):
+                    return False
+        return not self.measures or self._measure_fresh()
+
+    cdef bint _measure_fresh(self) except -1:
+        """Measure the norm of all gradients and set the factors that `clip_norm` makes of it.
+
+        False, and nothing is set, if a gradient or the norm is not finite.
+        """
+        cdef Py_ssize_t i, seen = 0
+        cdef int finite
+        cdef double squares, norm, factor, sign
         for i in range(self.count):
-            table = None if self.fresh_tables is None else self.fresh_tables[i]
-            if table is None and not holds(&self.fresh[i]):
-                table = self.tables[i]
-            if table is not None and table.sort() < <Py_ssize_t>table.c.count:
-                return False
+            seen += self._see(i, seen)
+        squares = self._reduce(seen, &finite)
+        if not finite or self.signs is None:
+            return finite
+        # As `Stepper._factor` and `clip_factor` have it, operation by operation.
+        norm = sqrt(squares) * fabs(self.scale)
+        if not isfinite(norm):
+            return False
+        factor = self.max_norm / (norm + 1e-6)
+        factor = self.scale * (1.0 if factor > 1.0 else factor)
+        for i in range(self.n_rows):
+            sign = self.signs[i]
+            self.rows[i].stages[PROPTIM_scale] = sign * factor
+        self.norm = norm
         return True
 
     cdef int _note_one(self, Py_ssize_t i, given, grad) except -1:
@@ -859,6 +895,16 @@ cdef class Plan:
             self.repeats = 0
         return self._clocks
 
+    @property
+    def tally(self):
+        """What the caller counts, after all steps; set together with the step."""
+        cdef double norm = self.norm
+        return self.counted if norm < 0 else self.counted._replace(norm=norm)
+
+    @tally.setter
+    def tally(self, tally):
+        self.counted, self.norm = tally, -1
+
     cdef int _take_row(self, proptim_row *row, values, clock) except -1:
         cdef Py_ssize_t j
         memset(row, 0, sizeof(proptim_row))
@@ -911,14 +957,19 @@ cdef class Plan:
         if ran == PROPTIM_RAN_FORKED:
             tell_forked()
 
-    def remember(self, stamp, advancing, list values, bint takes, list homes):
+    def remember(self, stamp, advancing, list values, bint takes, list homes, bint measures, tuple clip):
         """Allow the last step to be repeated as long as `changes.now` is this stamp; see `repeat`.
 
         `advancing.advance` computes the coefficients of each row from its hyperparameters in `values`, which are None
         for a row that is not stepped; `advancing` is None if the coefficients stay the same. `takes`: `repeat` may be
-        given gradients. `homes`: tensors and their addresses.
+        given gradients. `homes`: tensors and their addresses. `measures`: whether a step has to look whether its
+        gradients are finite. `clip`, for a step that clips too: `grad_scale`, `clip_norm`, and the sign that the factor
+        of the gradient has in each row; or None.
         """
         self.advancing, self.values, self.takes, self.homes = advancing, values, takes, homes or None
+        self.measures, self.signs = measures, None
+        if clip is not None:
+            self.scale, self.max_norm, self.signs = clip
         self.stamp = stamp
 
     def forget(self):
@@ -928,7 +979,8 @@ cdef class Plan:
     def repeat(self, grads=None):
         """Repeat the last step, after `offer` if there are gradients; takes the claim by itself.
 
-        Does nothing and returns False if more than gradients, clocks and the coefficients of the rule may have changed.
+        Does nothing and returns False if more than gradients, their norm, clocks and the coefficients of the rule may
+        have changed, or if gradients are not finite in a step that has to look.
         """
         cdef list clocks = None
         cdef int ran
@@ -945,7 +997,7 @@ cdef class Plan:
                 clocks = self._advance()  # runs Python code that may raise, so it comes before any change
                 if clocks is None or self.changes.now is not self.stamp:
                     return False
-            if not (self._sort_fresh() if grads is None else self._offer((<list>grads).copy(), None, True)):
+            if not (self._look_at_fresh() if grads is None else self._offer((<list>grads).copy(), None, True)):
                 return False
             for i in range(self.n_rows):
                 self.rows[i].step += 1
@@ -1060,35 +1112,43 @@ cdef class Plan:
 
     def reduce(self, among=None):
         """Sum of squares of all bound gradients, or of those of some segments, and whether every one is finite."""
-        cdef Py_ssize_t i, bound = 0
-        cdef Py_buffer *view
+        cdef Py_ssize_t i, seen = 0
+        cdef int finite
+        cdef double squares
         if among is None:
             among = range(self.count)
         for i in among:
             if not 0 <= i < self.count:
                 raise IndexError(i)
-            view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
-            if holds(view):
-                fill_view(&self.views[bound], view, self.segments[i].dtype,
-                          self.segments[i].arrays[PROPTIM_GRADS].format)
-                bound += 1
+            seen += self._see(i, seen)
         if self.tables is not None:
-            return self._reduce_with_tables(among, bound)
-        return self._reduce(bound)
-
-    cdef tuple _reduce(self, Py_ssize_t bound):
-        """Sum of squares of the first views, and whether every element is finite."""
-        cdef int finite = 1, threads = self._threads()
-        cdef double squares
-        self._have_partials(proptim_reduce_partials(self.views, bound))
-        with nogil:
-            squares = proptim_reduce(self.isa, self.views, bound, self.partials, &finite, threads,
-                                     self.parallel)
+            return self._reduce_with_tables(among, seen)
+        squares = self._reduce(seen, &finite)
         return squares, bool(finite)
 
-    cdef tuple _reduce_with_tables(self, indices, Py_ssize_t bound):
+    cdef bint _see(self, Py_ssize_t i, Py_ssize_t at) noexcept:
+        """Make views[at] that of the gradient of segment i, the new one if there is one; whether it is an array."""
+        cdef Py_buffer *view = &self.fresh[i]
+        cdef int form = self.fresh_formats[i]
+        if not holds(view):
+            view = &self.buffers[i * PROPTIM_MAX_ARRAYS + PROPTIM_GRADS]
+            form = self.segments[i].arrays[PROPTIM_GRADS].format
+        if holds(view):
+            fill_view(&self.views[at], view, self.segments[i].dtype, form)
+        return holds(view)
+
+    cdef double _reduce(self, Py_ssize_t seen, int *finite) except -1:
+        """Sum of squares of the first views, and whether every element is finite."""
+        cdef int threads = self._threads()
+        cdef double squares
+        self._have_partials(proptim_reduce_partials(self.views, seen))
+        with nogil:
+            squares = proptim_reduce(self.isa, self.views, seen, self.partials, finite, threads, self.parallel)
+        return squares
+
+    cdef tuple _reduce_with_tables(self, indices, Py_ssize_t seen):
         """The same of the gradients of these segments, those of rows among them; each by itself."""
-        cdef size_t needed = proptim_reduce_partials(self.views, bound), at = 0
+        cdef size_t needed = proptim_reduce_partials(self.views, seen), at = 0
         cdef int finite = 1, here = 1, threads = self._threads()
         cdef proptim_view *view = self.views
         cdef Table table

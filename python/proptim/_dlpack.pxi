@@ -646,7 +646,8 @@ cdef class Tensors:
     def reduce(self):
         """Sum of squares of the gradients that were found, and whether every element is finite."""
         cdef Py_ssize_t i, room = 0, bound = 0
-        cdef int d, ndim
+        cdef int d, ndim, finite
+        cdef double squares
         cdef int64_t *shape
         cdef int64_t *strides
         cdef proptim_segment *s
@@ -676,7 +677,8 @@ cdef class Tensors:
             room += 2 * ndim
             bound += 1
         try:
-            return self.plan._reduce(bound)
+            squares = self.plan._reduce(bound, &finite)
+            return squares, bool(finite)
         finally:
             free(places)
 

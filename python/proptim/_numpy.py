@@ -19,7 +19,7 @@ from proptim._random import Draw
 from proptim._rows import Rows, taken
 
 if TYPE_CHECKING:
-    from proptim._parameters import Changes, Clock, Parameter, Values
+    from proptim._parameters import Changes, Clock, Parameter
     from proptim.rule import Rule
 
 Segment = tuple["Stored | None", ...]
@@ -199,9 +199,7 @@ class Plan:
             and not self.written.meet(*byte_bounds(grad))
         )
 
-    def remember(
-        self, stamp: object, advancing: type[Rule] | None, values: list[Values | None], takes: bool, homes: list[Any]
-    ) -> None:
+    def remember(self, *step: Any) -> None:
         """Does nothing: only the compiled plan repeats steps, for speed."""
 
     def forget(self) -> None:

@@ -676,15 +676,24 @@ class Stepper:
             self.catch_up()
             watch.keep(looks)
         active = [h for h in values if h is not None]
-        repeats = watch is None and prepared.blind and not prepared.scheduled and not prepared.loses
+        repeats = watch is None and not prepared.scheduled and not prepared.loses
         repeats = repeats and prepared.lazy and not self.missed.tables  # which are looked at in every step
-        if repeats and not any(isinstance(a, Rows) and moves(g) for g, a in zip(plan.given, plan.grads, strict=True)):
+        # Only of the stages of `Rule` it is known what the factor of clip_norm does to a row.
+        repeats = repeats and (prepared.clip_norm is None or self.rule.stages is Rule.stages)
+        if repeats and not any(
+            isinstance(a, Rows) and (moves(g) or not prepared.blind)
+            for g, a in zip(plan.given, plan.grads, strict=True)
+        ):
             homes = [each for p in self.tensors for each in p.homes]
             moving = [(g, home) for g in plan.given if (home := home_of(g)) is not None]
-            steady = all(map(self.rule.steady, active))
+            advancing = None if all(map(self.rule.steady, active)) else self.rule
             # Bound gradients that are tensors are checked in place; steps with other gradients take the ordinary form.
             takes = self.plain and not moving
-            plan.remember(prepared.stamp, None if steady else self.rule, values, takes, homes + moving)
+            clip = None
+            if prepared.clip_norm is not None:
+                signs = [1.0 if h is None else self.rule.stages(h, 1.0, False, False)[1] for h in values]
+                clip = prepared.scale, float(prepared.clip_norm), signs
+            plan.remember(prepared.stamp, advancing, values, takes, homes + moving, not prepared.blind, clip)
 
     def _check_added(self) -> None:
         """Raise ValueError for a parameter that was added after the gradients were bound and has no entry in them."""
