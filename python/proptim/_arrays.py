@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,12 @@ def attribute(given: object, name: str) -> Any:
         return None
 
 
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    """NumPy's name of a dtype, which NumPy makes anew each time, in a microsecond."""
+    return dtype.name
+
+
 def name_of(dtype: np.dtype[Any]) -> str:
     """The name of the dtype of an array that `as_array` returned."""
     return "bfloat16" if dtype == BFLOAT16 else dtype.name
@@ -89,7 +96,7 @@ def as_array(given: Any, label: str, *, bits: bool = False) -> Array:
         raise
     except Exception as error:
         raise TypeError(_no_array(given, label)) from error
-    name = array.dtype.name
+    name = _name(array.dtype)
     if name == "bfloat16":  # of ml_dtypes, which need not be installed
         return array.view(BFLOAT16)
     half = name == "float16" or (name == "uint16" and (bits or is_bfloat16(given)))

@@ -119,12 +119,5 @@ class Tensors:
 
 class OneShot:
     def __init__(self, rule: type[Rule]) -> None: ...
-    def remember(
-        self,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
-        row: tuple[float, ...],
-        used: Sequence[str],
-        hyper: Values | None,
-    ) -> None: ...
+    def remember(self, args: tuple[Any, ...], keywords: dict[str, Any], plan: Plan, hyper: Values | None) -> None: ...
     def step(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool: ...

@@ -17,8 +17,9 @@ from libc.string cimport memcpy, memset
 
 from proptim cimport *
 
-from numpy import ascontiguousarray, dtype, float16, float32, float64, int64, ndarray, uint16
+from numpy import ascontiguousarray, dtype, float16, float32, float64, int8, int64, ndarray, uint8, uint16
 
+from proptim._arrays import as_array, tell_torch
 from proptim._environment import choice, unusable
 from proptim._formats import Int8, Mastered, PAIRS, Published, Split, Squares8, Steps, Steps8
 from proptim._numpy import busy

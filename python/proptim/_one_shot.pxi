@@ -8,6 +8,71 @@ cdef int ZERO = list(stages()).index("zero")
 
 cdef enum:
     MOST_KEPT = 64  # calls with different hyperparameters; all are dropped when a changing lr has filled the dict
+    SLOTS = 2 * PROPTIM_MAX_ARRAYS  # of a call: the first planes of its arrays, then the second ones
+
+cdef enum:  # what is in a slot: nothing, or an array of this dtype
+    NOTHING, SINGLE, DOUBLE, HALF, BFLOAT, WORD, SIGNED, UNSIGNED
+    KIND_BITS = 3  # of each in the key of a call
+
+cdef list NONE_HELD = []
+cdef int[8] SIZES = [0, 4, 8, 2, 2, 2, 1, 1]  # bytes of an element
+cdef object INT8 = dtype(int8), UINT8 = dtype(uint8)
+
+
+cdef int kind_of(object kind) except -1:
+    """What a slot gets from an array of this dtype; NOTHING if such a call cannot be repeated."""
+    if kind is FLOAT32:
+        return SINGLE
+    if kind is FLOAT64:
+        return DOUBLE
+    if kind is FLOAT16:
+        return HALF
+    if kind is BITS:
+        return WORD
+    if kind is INT8:
+        return SIGNED
+    if kind is UINT8:
+        return UNSIGNED
+    return BFLOAT if is_bfloat16(kind) else NOTHING
+
+
+cdef list look(PyObject **arrays, PyObject **views, int *kinds, list key):
+    """Set what NumPy sees of each array, and its kind, and the first item of the key to all of them.
+
+    Returns the views that are not the arrays themselves, which the caller keeps alive; None for a call that cannot be
+    repeated.
+    """
+    cdef unsigned long long packed = 0
+    cdef list held = NONE_HELD
+    cdef object array
+    cdef int j
+    for j in range(SLOTS):
+        kinds[j] = NOTHING
+        if arrays[j] is NULL:
+            continue
+        array = <object>arrays[j]
+        if type(array) is NDARRAY:
+            kinds[j] = kind_of(array.dtype)
+            views[j] = arrays[j]
+        else:
+            try:
+                array = as_array(array, "")
+            except TypeError:
+                return None
+            kinds[j] = kind_of(array.dtype)
+            if kinds[j] == WORD:  # only bfloat16 is accepted without a word on what it means
+                kinds[j] = BFLOAT
+            held = [*held, array]
+            views[j] = <PyObject *>array
+        if kinds[j] == BFLOAT:  # of which NumPy exports no buffer
+            array = array.view(BITS)
+            held = [*held, array]
+            views[j] = <PyObject *>array
+        if kinds[j] == NOTHING:
+            return None
+        packed |= <unsigned long long>kinds[j] << KIND_BITS * j
+    key[0] = packed
+    return held
 
 
 cdef class Numbers:
@@ -15,19 +80,23 @@ cdef class Numbers:
 
     cdef proptim_row row
     cdef object hyper   # hyperparameters of a rule whose coefficients depend on the step; else None
-    cdef unsigned used  # bit j: array j
     cdef bint zero
+    cdef int slots      # up to the last one that has an array
+    cdef int dtype      # in which the rule computes
+    cdef unsigned char[PROPTIM_MAX_ARRAYS] formats
+    cdef float[2] grid  # of state of PROPTIM_STEPS8
 
 
 cdef class OneShot:
     """Repeats a step of one rule on arrays of the caller, if an earlier call had the same keyword arguments.
 
-    It keeps the numbers that follow from the keywords of a call, and none of its arrays. Buffers are acquired, checked
-    and released in each call. It accepts only the simplest arguments: NumPy arrays, each one dense run that overlaps no
-    other. All other calls, and every error, are left to `proptim.functional`.
+    It keeps the numbers that follow from the keywords of a call and the dtypes of its arrays, and none of the arrays.
+    Buffers are acquired, checked and released in each call. It accepts only the simplest arguments: arrays, each one
+    dense run that overlaps no other. All other calls, and every error, are left to `proptim.functional`.
     """
 
-    cdef dict numbers, places
+    cdef dict numbers
+    cdef dict places  # slot of each array that may be given by its name
     cdef object advance, clock_at
     cdef int rule, n_coefs
     cdef int n_arrays  # those of the rule; array number n_arrays is the average of the parameter
@@ -41,36 +110,42 @@ cdef class OneShot:
         self.advance, self.clock_at = rule.advance, rule.clock_at
         self.rule = _rule_numbers[rule.kernel]
         self.n_coefs, self.n_arrays = len(rule.coef_names), 2 + len(rule.states)
+        self.places |= {name + "_scale": PROPTIM_MAX_ARRAYS + j for name, j in self.places.items()}
         self.places["average"] = self.n_arrays
+        self.places["master"] = self.places["publish"] = PROPTIM_MAX_ARRAYS
 
-    def remember(self, tuple args, dict keywords, tuple row, used, hyper):
-        """Keep the numbers of a call that has succeeded: coefficients and stages, and the names of its state arrays.
+    def remember(self, tuple args, dict keywords, Plan plan, hyper):
+        """Keep the numbers of a call whose step a plan of one segment has made.
 
         `hyper`: the hyperparameters of a rule whose coefficients depend on the step; None if they do not.
         """
         cdef Numbers numbers = Numbers()
-        cdef PyObject *arrays[PROPTIM_MAX_ARRAYS]
+        cdef PyObject *arrays[SLOTS]
+        cdef PyObject *views[SLOTS]
+        cdef int kinds[SLOTS]
         cdef long long step
-        cdef int j
-        cdef tuple key = self._key(args, keywords, arrays, &step)
-        if key is None:
+        cdef int j, at
+        cdef list key = self._key(args, keywords, arrays, &step)
+        if key is None or look(arrays, views, kinds, key) is None:
             return
-        numbers.row.active = True
-        for j in range(self.n_coefs):
-            numbers.row.coefs[j] = row[j]
-        for j in range(PROPTIM_STAGES):
-            numbers.row.stages[j] = row[self.n_coefs + j]
+        numbers.row, numbers.dtype = plan.rows[0], plan.segments[0].dtype
         numbers.hyper, numbers.zero = hyper, numbers.row.stages[ZERO] != 0
-        numbers.used = 3
-        for name in used:
-            j = self.places[name]
-            numbers.used |= 1u << j
+        for j in range(SLOTS):
+            if arrays[j] is not NULL:
+                numbers.slots = j + 1
+        for j in range(self.n_arrays + 1):
+            at = j if j < self.n_arrays else PROPTIM_AVERAGE
+            if (arrays[j] is not NULL) != holds(&plan.buffers[at]):
+                return  # an array that its hyperparameters do not use
+            numbers.formats[j] = plan.segments[0].arrays[at].format
+            if numbers.formats[j] == PROPTIM_STEPS8:
+                memcpy(numbers.grid, plan.seconds[at].buf, sizeof(numbers.grid))
         if len(self.numbers) >= MOST_KEPT:
             self.numbers.clear()
-        self.numbers[key] = numbers
+        self.numbers[tuple(key)] = numbers
 
-    cdef tuple _key(self, tuple args, dict keywords, PyObject **arrays, long long *step):
-        """A key for the numbers of a call; also sets its arrays, NULL for none, and its step, 0 for none.
+    cdef list _key(self, tuple args, dict keywords, PyObject **arrays, long long *step):
+        """A key for the numbers of a call, but for its first item; also sets its arrays and step, NULL and 0 for none.
 
         None for a call that cannot be repeated. Equal values of different types have different keys, as have 0.0, -0.0.
         """
@@ -79,15 +154,11 @@ cdef class OneShot:
         cdef list key
         if given < 2 or given > self.n_arrays:
             return None
-        for j in range(self.n_arrays + 1):
-            arrays[j] = <PyObject *>args[j] if j < given and args[j] is not None else NULL
-        param = args[0]
-        if type(param) is not NDARRAY:
-            return None
-        dtype = param.dtype
-        if dtype is not FLOAT32 and dtype is not FLOAT64:
-            return None
-        key = [dtype is FLOAT32]
+        memset(arrays, 0, SLOTS * sizeof(PyObject *))
+        for j in range(given):
+            if args[j] is not None:
+                arrays[j] = <PyObject *>args[j]
+        key = [None]
         step[0] = 0
         for name, value in keywords.items():
             kind = type(value)
@@ -106,65 +177,88 @@ cdef class OneShot:
                     if overflow or step[0] < 1:
                         return None
                     continue
-            elif kind is NDARRAY or value is None:
+            elif value is None or (kind is not bool and kind is not str):
                 place = self.places.get(name)
                 if place is not None:
                     j = place
                     if j < given:
                         return None
-                    arrays[j] = <PyObject *>value if value is not None else NULL
+                    if value is not None:
+                        if arrays[j] is not NULL:  # a master and a copy
+                            return None
+                        arrays[j] = <PyObject *>value
+                        if j == PROPTIM_MAX_ARRAYS:  # one or the other
+                            key.append(name)
                     continue
                 if value is not None:
                     return None
-            elif kind is not bool and kind is not str:
-                return None
             key.append(name)
             key.append(kind)
             key.append(value)
         key.append(step[0] == 1)
-        return tuple(key)
+        return key
 
     def step(self, tuple args, dict keywords):
         """Make the step of this call if it is like an earlier one; else do nothing and return False."""
-        cdef PyObject *arrays[PROPTIM_MAX_ARRAYS]
-        cdef Py_buffer buffers[PROPTIM_MAX_ARRAYS]
+        cdef PyObject *arrays[SLOTS]
+        cdef PyObject *views[SLOTS]
+        cdef int kinds[SLOTS]
+        cdef Py_buffer buffers[SLOTS]
         cdef Py_buffer *view
         cdef proptim_segment segment
         cdef proptim_plane_array *array
         cdef proptim_row row
-        cdef ptrdiff_t strides[PROPTIM_MAX_ARRAYS]
+        cdef ptrdiff_t strides[SLOTS]
         cdef size_t size
         cdef long long step
-        cdef int i, j
+        cdef int i, j, first, slots = 0
+        cdef bint written
         cdef double value
         cdef Numbers numbers
-        cdef tuple key = self._key(args, keywords, arrays, &step), coefs
+        cdef tuple coefs
+        cdef list held, key = self._key(args, keywords, arrays, &step), told = None
         if key is None:
             return False
-        numbers = self.numbers.get(key)
-        if numbers is None or (numbers.hyper is not None and step == 0):  # such a rule needs the step
+        held = look(arrays, views, kinds, key)
+        if held is None:
             return False
-        memset(buffers, 0, sizeof(buffers))
+        numbers = self.numbers.get(tuple(key))
+        if numbers is None:
+            return False
+        if step == 0 and (numbers.hyper is not None or numbers.row.rounding == PROPTIM_STOCHASTIC):
+            return False  # such a step needs its number
         memset(&segment, 0, sizeof(segment))
+        segment.dtype = <proptim_dtype>numbers.dtype
         try:
-            for j in range(self.n_arrays + 1):
-                if (arrays[j] is not NULL) != (numbers.used >> j & 1):
-                    return False
+            for j in range(numbers.slots):
+                view = &buffers[j]
+                memset(view, 0, sizeof(Py_buffer))
+                slots = j + 1
                 if arrays[j] is NULL:
                     continue
-                view = &buffers[j]
-                if not plain(<object>arrays[j], view, &buffers[0], j != PROPTIM_GRADS or numbers.zero):
+                first = j % PROPTIM_MAX_ARRAYS  # which of the arrays it is a plane of
+                written = j != PROPTIM_GRADS or numbers.zero
+                if not take(<object>views[j], SIZES[kinds[j]], view, written):
+                    return False
+                if j < PROPTIM_MAX_ARRAYS or numbers.formats[first] < PROPTIM_INT8:
+                    if not same_shape(view, &buffers[0]):
+                        return False
+                elif not are_scales(view, numbers.formats[first], &buffers[first], numbers.grid):
                     return False
                 for i in range(j):
                     if meet(view, &buffers[i]):
                         return False
-                if self.never_zero >> j & 1 and begins_with_zero(view):
+                if self.never_zero >> j & 1 and begins_with_zero(view, kinds[j]):
                     return False
+                if written and type(<object>arrays[j]) is not NDARRAY:
+                    told = [*(told or ()), <object>arrays[j]]
                 strides[j] = view.itemsize
-                array = &segment.arrays[j if j < self.n_arrays else PROPTIM_AVERAGE]
-                array.planes[0] = view.buf
-                array.strides[0] = &strides[j]
+                array = &segment.arrays[first if first < self.n_arrays else PROPTIM_AVERAGE]
+                array.planes[j // PROPTIM_MAX_ARRAYS] = view.buf
+                array.strides[j // PROPTIM_MAX_ARRAYS] = &strides[j]
+                array.format = numbers.formats[first]
             row = numbers.row
+            row.step = step
             if numbers.hyper is not None:
                 coefs, _ = self.advance(numbers.hyper, self.clock_at(numbers.hyper, step - 1), None)
                 for j in range(self.n_coefs):
@@ -173,39 +267,58 @@ cdef class OneShot:
                         return False  # it may be infinite in the dtype of the arrays
                     row.coefs[j] = value
             size = buffers[0].len // buffers[0].itemsize
-            segment.dtype = PROPTIM_F32 if buffers[0].itemsize == 4 else PROPTIM_F64
             segment.ndim = 1
             segment.shape = &size
             proptim_layout(&segment)
             with nogil:
                 proptim_step(_isa, <proptim_rule>self.rule, &segment, 1, &row, 1, NULL)
+            if told is not None:
+                tell_torch(told)
             return True
         finally:
-            for j in range(self.n_arrays + 1):
+            for j in range(slots):
                 if holds(&buffers[j]):
                     PyBuffer_Release(&buffers[j])
 
 
-cdef bint plain(object array, Py_buffer *view, Py_buffer *param, bint written) except -1:
-    """Take the buffer of an array that is one dense run of the dtype and shape of `param`, which may be itself."""
+cdef bint take(object array, int itemsize, Py_buffer *view, bint written) except -1:
+    """Take the buffer of an array that is one dense run of such elements."""
     cdef int d
     cdef Py_ssize_t run
-    if type(array) is not NDARRAY:
-        return False
-    dtype = array.dtype
-    if dtype is not FLOAT32 and dtype is not FLOAT64:
-        return False
     try:
         PyObject_GetBuffer(array, view, PyBUF_STRIDES | PyBUF_WRITABLE if written else PyBUF_STRIDES)
     except (BufferError, ValueError):  # read-only
         return False
-    if view.itemsize != param.itemsize or view.ndim != param.ndim:
+    if view.itemsize != itemsize:
         return False
     run = view.itemsize
     for d in range(view.ndim - 1, -1, -1):
-        if view.shape[d] != param.shape[d] or (view.strides[d] != run and view.shape[d] != 1 and view.len):
+        if view.strides[d] != run and view.shape[d] != 1 and view.len:
             return False
         run *= view.shape[d]
+    return True
+
+
+cdef bint same_shape(Py_buffer *view, Py_buffer *param) noexcept:
+    """Whether two arrays have the same shape."""
+    cdef int d
+    if view.ndim != param.ndim:
+        return False
+    for d in range(view.ndim):
+        if view.shape[d] != param.shape[d]:
+            return False
+    return True
+
+
+cdef bint are_scales(Py_buffer *view, int form, Py_buffer *codes, const float *grid) noexcept:
+    """Whether these are the scales of these codes, or the same grid as at the call that was checked."""
+    cdef Py_ssize_t i, count = 2 if form == PROPTIM_STEPS8 else (codes.len + PROPTIM_QUANTA - 1) // PROPTIM_QUANTA
+    cdef const float *scale = <const float *>view.buf
+    if view.ndim != 1 or view.shape[0] != count or <size_t>view.buf % sizeof(float):
+        return False
+    for i in range(count):
+        if not 0 <= scale[i] <= LARGEST_FLOAT or (form == PROPTIM_STEPS8 and scale[i] != grid[i]):
+            return False
     return True
 
 
@@ -214,11 +327,13 @@ cdef bint meet(Py_buffer *a, Py_buffer *b) noexcept:
     return (a.len > 0 and b.len > 0 and <char *>a.buf < <char *>b.buf + b.len and <char *>b.buf < <char *>a.buf + a.len)
 
 
-cdef bint begins_with_zero(Py_buffer *view) noexcept:
-    """Whether the first number of a dense run is 0; an empty one has none."""
-    if not view.len:
+cdef bint begins_with_zero(Py_buffer *view, int kind) noexcept:
+    """Whether the first number of a dense run is 0; an empty one has none, nor have codes."""
+    if not view.len or kind >= SIGNED:
         return False
-    return (<float *>view.buf)[0] == 0 if view.itemsize == sizeof(float) else (<double *>view.buf)[0] == 0
+    if kind == SINGLE:
+        return (<float *>view.buf)[0] == 0
+    return (<double *>view.buf)[0] == 0 if kind == DOUBLE else not (<uint16_t *>view.buf)[0] & 0x7fff
 
 
 cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,

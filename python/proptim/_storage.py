@@ -148,7 +148,7 @@ def dtype_of_state(
         asked = None if form is not Steps8 and size < SMALLEST_IN_BLOCKS else "int8"
         if asked is not None:
             return CODES[form is not Int8]
-    dtype = DTYPES.get(asked or arithmetic(param).name, FLOAT32)
+    dtype = DTYPES.get(asked, FLOAT32) if asked else arithmetic(param)
     if param.kind == "c" and dtype not in SIXTEEN:
         return np.dtype(np.complex64 if dtype == FLOAT32 else np.complex128)
     return dtype

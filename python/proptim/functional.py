@@ -72,7 +72,7 @@ import numpy as np
 
 from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, name_of, real_view, tell_torch
-from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, load, rounded, shown, widened
+from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, load, numbers, rounded, shown, widened
 from proptim._interrupts import at_once
 from proptim._parameters import (
     Clock,
@@ -270,7 +270,9 @@ class OneShot:
         beside = () if average is None else ("average",)
         wanted = (*rule.wanted(h), *beside)
         for name, each in given.items():
-            if str(getattr(each, "dtype", "")).rpartition(".")[2] in ONE_BYTE and scales[name] is None:
+            kind = getattr(each, "dtype", None)
+            byte = getattr(kind, "itemsize", 1) == 1 and str(kind).rpartition(".")[2] in ONE_BYTE
+            if byte and scales[name] is None:
                 raise TypeError(f"{name} has one byte and no {name}{SCALE}; expected both, as init() makes them")
         for name in rule.states:
             if given.get(name) is None and name in wanted:
@@ -288,7 +290,7 @@ class OneShot:
             check_state(each, name, array)
             check_writable(each, name)
         for name in rule.never_zero & arrays.keys():
-            if not real_view(arrays[name]).all():
+            if not numbers(real_view(arrays[name])).all():
                 raise ValueError(
                     f"{name} has zeros, which no step leaves; expected what functional.{self.__name__}.init(param) "
                     "makes"
@@ -334,9 +336,9 @@ class OneShot:
         plan.step([(*coefs, *stages)], [(number,)])
         written = [param, *given.values(), *scales.values(), master, average, publish]
         tell_torch([*written, *([grad] if zero_grads else [])])
-        if pairs or clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
+        if clock or backend != "c" or count != (1, False) or rule.needs_loss(h):
             return None
-        return (*coefs, *stages), wanted, None if rule.steady(h) else h
+        return plan, None if rule.steady(h) else h
 
     def _clock(self, h: Mapping[str, Any], step: int | None, given: Mapping[str, float]) -> Clock:
         """The clock before step number `step`; before the second step if that is None, as all later ones are alike."""
