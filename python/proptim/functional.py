@@ -248,8 +248,9 @@ class OneShot:
         number = None if step is None else plain(step)
         if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
             raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
-        h, _, scheduled, _, share = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
-        if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
+        now = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
+        h = now.h
+        if number is None and (now.scheduled or not (rule.steady(h) or rule.needs_loss(h))):
             raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:
             clock["prev_loss"] = -clock["prev_loss"]
@@ -323,7 +324,7 @@ class OneShot:
                 )
         check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
         coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
-        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals, share)
+        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals, now.share)
         rule.check_numbers(coefs, stages, dtype)
         state_of = {n: pairs[n] if n in pairs else real_view(arrays[n]) for n in wanted}
         segment = [stored(array, plane, copy), *map(state_of.get, (*rule.states, *beside))]
