@@ -145,6 +145,97 @@ def test_a_model_that_gets_other_memory(move):
     assert bits(opts[0].ema.values()) == bits(opts[1].ema.values())
 
 
+def tied(m):
+    m.bias.data = m.weight.data[0, :3]
+
+
+def expanded(m):
+    m.weight.data = torch.zeros(1).expand(3, 4)
+
+
+def without_storage(m):
+    m.weight.data = m.weight.data.clone()
+    m.weight.untyped_storage().resize_(0)
+
+
+def of_inference(m):
+    with torch.inference_mode():
+        m.half().float()
+
+
+def of_whole_numbers(m):
+    for p in m.parameters():
+        p.requires_grad_(False)
+        p.data = p.data.int()
+        p.data = p.data.to(torch.int8)
+
+
+def with_a_graph(m):
+    m.weight.data = torch.zeros(3, 4, requires_grad=True)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("lose", [tied, expanded, without_storage, of_inference, of_whole_numbers, with_a_graph])
+@pytest.mark.parametrize("make", [proptim.torch.Adam, lambda p, **options: proptim.torch.Offload(p, "Adam", **options)])
+def test_parameters_whose_memory_cannot_hold_weights(make, lose):
+    """They get memory of their own, and the run goes on."""
+    models = [torch.nn.Linear(4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    opts = [make(m.parameters(), ema=0.5, lr=0.1) for m in models]
+
+    def step():
+        for m, opt in zip(models, opts, strict=True):
+            opt.zero_grad()
+            m(torch.ones(2, 4)).square().sum().backward()
+            opt.step()
+
+    step()
+    before = bits(models[0].parameters())
+    with opts[0].averaged():
+        lose(models[0])
+    assert bits(models[0].parameters()) == before
+    for p in models[0].parameters():
+        p.requires_grad_()
+    step()
+    assert bits(models[0].parameters()) == bits(models[1].parameters())
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("make", [proptim.torch.SGD, lambda p, **options: proptim.torch.Offload(p, "SGD", **options)])
+def test_a_parameter_in_memory_of_others(make):
+    """Of the average, and of a parameter that has none: both keep their numbers."""
+    p, q, r = params = [torch.nn.Parameter(torch.full((4,), float(i))) for i in range(3)]
+    opt = make([{"params": [p, q], "ema": 0.5}, {"params": [r]}], lr=0.5)
+    sum(params).sum().backward()
+    opt.step()
+    average = opt.ema[p]
+    with opt.averaged():
+        p.data, q.data = average.data, r.data
+    assert [each.tolist() for each in params] == [[-0.5] * 4, [0.5] * 4, [1.5] * 4]
+    assert average.tolist() == [-0.25] * 4
+
+
+@pytest.mark.once
+def test_a_parameter_that_becomes_complex():
+    """Its weights do; the next step says that its state is not."""
+    p = torch.nn.Parameter(torch.ones(5))
+    opt = proptim.torch.SGD([p], lr=0.5, ema=0.5)
+    p.grad = torch.ones(5)
+    opt.step()
+    with opt.averaged():
+        p.grad, p.data = None, p.data.to(torch.complex64)
+    assert p.tolist() == [0.5] * 5
+    p.grad = torch.ones(5, dtype=torch.complex64)
+    with pytest.raises(
+        ValueError, match=r"^state 'ema' of params\[0\] is float32 of a parameter that is complex64; exp"
+    ):
+        opt.step()
+    p.grad, p.data = None, p.data.real.clone()
+    p.grad = torch.ones(5)
+    opt.step()
+    assert p.tolist() == [0.0] * 5
+
+
 def to_meta(p):
     """As model.to("meta") with torch.__future__.set_swap_module_params_on_conversion(True)."""
     return torch.nn.Parameter(torch.empty_like(p, device="meta"))

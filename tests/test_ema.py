@@ -555,6 +555,185 @@ def test_tensors_that_get_another_dtype():
     assert torch.equal(w, before.half())
 
 
+def expanded(t):
+    t.data = torch.zeros(1, dtype=t.dtype).expand(6)
+
+
+def in_windows(t):
+    t.data = torch.zeros(8, dtype=t.dtype).as_strided((6,), (0,))
+
+
+def without_storage(t):
+    t.data = t.data.clone()
+    t.untyped_storage().resize_(0)
+
+
+def in_a_short_storage(t):
+    t.data = t.data.clone()
+    t.untyped_storage().resize_(4)
+
+
+def of_whole_numbers(t):
+    t.data = t.data.int()
+
+
+def negated(t):
+    t.data = torch._neg_view(t.data)
+
+
+def of_inference(t):
+    with torch.inference_mode():
+        t.data = torch.zeros(6, dtype=t.dtype)
+
+
+LOSING = [expanded, in_windows, without_storage, in_a_short_storage, of_whole_numbers, negated, of_inference]
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("lose", LOSING)
+def test_tensors_that_cannot_hold_weights(lose, published):
+    """They get memory of their own with them, and those after them theirs."""
+    tensors = [torch.linspace(-1, 1, 6) for _ in range(3)]
+    copies = [torch.zeros(6, dtype=torch.bfloat16) for _ in tensors]
+    opt = proptim.SGD(tensors, lr=0.3, ema=0.5, publish=copies)
+    opt.step([torch.full((6,), 0.7)] * 3)
+    before = [t.clone() for t in (*tensors, *copies)]
+    each = copies if published else tensors
+    with opt.averaged():
+        lose(each[1])
+        each[2].data = each[2].data.double()
+    for t, weights in zip((*tensors, *copies), before, strict=True):
+        assert torch.equal(t, weights.to(t.dtype))
+        assert t.dtype == (torch.float64 if t is each[2] else weights.dtype)
+        assert not t.is_inference()
+    assert opt.state_dict()  # it is not held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_complex_and_real_numbers(dtype):
+    """Weights that become complex are so; complex ones that become real or lazily conjugated do not."""
+    for change in (torch.conj, lambda t: t.real if t.is_complex() else t.to(torch.complex64)):
+        w = torch.linspace(-1, 1, 6).to(dtype) * (1j if dtype.is_complex else 1)
+        opt = proptim.SGD([w], lr=0.5, ema=0.5)
+        opt.step([torch.ones(6, dtype=dtype)])
+        weights = w.clone()
+        with opt.averaged():
+            w.data = change(w.data)
+        assert w.is_complex() or not dtype.is_complex
+        assert not w.is_conj()
+        assert torch.equal(w, weights.to(w.dtype))
+
+
+def of_another(tensors):
+    tensors[1].data = tensors[2].data
+
+
+def of_each_other(tensors):
+    tensors[1].data, tensors[2].data = tensors[2].data, tensors[1].data
+
+
+def both_new(tensors):
+    tensors[1].data = torch.zeros(8)[2:]
+    tensors[2].data = tensors[1].data.as_strided((6,), (1,), 0)
+
+
+def of_one_with_an_array(tensors):
+    tensors[1].data = torch.from_numpy(tensors[3])
+
+
+def of_one_without_average(tensors):
+    tensors[1].data = tensors[4].data
+
+
+@pytest.mark.parametrize("tie", [of_another, of_each_other, both_new, of_one_with_an_array, of_one_without_average])
+def test_tensors_that_are_tied(tie):
+    """Within the block: each has its own weights afterwards, and so has an array."""
+    tensors = [*(torch.full((6,), float(i)) for i in range(3)), np.full(6, 3.0, np.float32), torch.full((6,), 4.0)]
+    opt = proptim.SGD([{"params": tensors[:4], "ema": 0.5}, {"params": tensors[4:]}], lr=0.5)
+    opt.step([torch.ones(6)] * 5)
+    with opt.averaged():
+        tie(tensors)
+    assert [t.tolist() for t in tensors] == [[i - 0.5] * 6 for i in range(5)]
+
+
+def test_a_tensor_that_is_transposed():
+    """Within the memory that it has."""
+    w = torch.arange(9.0).reshape(3, 3)
+    opt = proptim.SGD([w], lr=0.5, ema=0.5)
+    opt.step([torch.ones(3, 3)])
+    before, old = w.clone(), w.data
+    with opt.averaged():
+        w.data = w.data.t()
+    assert torch.equal(w, before)
+    assert torch.equal(old, before)
+
+
+def test_columns_of_a_table():
+    """Memory of a tensor between that of others is its own: it stays there."""
+    tensors = [torch.full((4,), float(i)) for i in range(3)]
+    opt = proptim.SGD(tensors, lr=0.5, ema=0.5)
+    opt.step([torch.ones(4)] * 3)
+    table = torch.zeros(4, 3)
+    with opt.averaged():
+        for t, column in zip(tensors, table.t(), strict=True):
+            t.data = column
+    assert table.tolist() == [[-0.5, 0.5, 1.5]] * 4
+
+
+def test_a_failure_that_was_not_foreseen(monkeypatch):
+    """It costs that tensor alone: the error names it, all others have their weights, the optimizer is not held."""
+    tensors = [torch.full((4,), float(i)) for i in range(5)]
+    opt = proptim.SGD(tensors, lr=0.5, ema=0.5)
+    opt.step([torch.ones(4)] * 5)
+    usual, failing = torch.Tensor.copy_, []
+
+    def copy_(target, source):
+        if target.data_ptr() in failing:
+            raise OSError("no such memory")
+        return usual(target, source)
+
+    def move(*fail):
+        with opt.averaged():
+            for t in tensors[1:]:
+                t.data = t.data.double()
+            failing[:] = [tensors[i].data_ptr() for i in fail]
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+    with pytest.raises(
+        RuntimeError,
+        match=r"^params\[1\] raised OSError\('no such memory'\), so that it cannot have its weights back; expected a "
+        r"model that is moved after `with opt.averaged\(\):`; 1 more are like it, and all other weights are back$",
+    ) as caught:
+        move(1, 3)
+    assert isinstance(caught.value.__context__, OSError)
+    assert [t[0].item() for t in tensors] == [-0.5, 0.75, 1.5, 2.75, 3.5]
+    assert opt.state_dict()
+
+
+def test_a_signal_handler_that_raises_at_the_end(monkeypatch):
+    """While tensors are written: its exception is raised, when all have their weights."""
+    tensors = [torch.full((4,), float(i)) for i in range(3)]
+    opt = proptim.SGD(tensors, lr=0.5, ema=0.5)
+    opt.step([torch.ones(4)] * 3)
+    usual, rings = torch.Tensor.copy_, [TimeoutError("the alarm")]
+
+    def copy_(target, source):
+        if rings:
+            raise rings.pop()
+        return usual(target, source)
+
+    def move():
+        with opt.averaged():
+            for t in tensors:
+                t.data = t.data.double()
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+    with pytest.raises(TimeoutError, match=r"^the alarm$"):
+        move()
+    assert [t[0].item() for t in tensors] == [-0.5, 0.5, 1.5]
+    assert opt.state_dict()
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_a_tensor_that_has_no_memory_any_more(published):
     """An error that names it, when all others have their weights; the optimizer is not held."""

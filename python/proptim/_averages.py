@@ -6,7 +6,7 @@ The optimizer is held as by a call of its own, so that every other call is refus
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import starmap
 from operator import setitem
 from typing import Any
@@ -17,9 +17,13 @@ from proptim._numpy import busy
 
 NONE_KEPT = "no average of the weights is kept; expected ema=0.999 when the optimizer is made, or in a group"
 
-Found = tuple[Sequence[Store], Sequence[tuple[Array, str, Any]]]
-"""What to store so that the averages are in place; and the arrays that are put back, each with a name and the tensor
-that it is of, or None."""
+Found = tuple[Sequence[Store], Sequence[tuple[Array, str, Any]], Sequence[Array]]
+"""What to store so that the averages are in place; the arrays that are put back, each with a name and the tensor that
+it is of, or None; and what no weights may be written to: the averages, and parameters that have none."""
+
+
+class Homeless(Exception):
+    """Why a tensor has no memory for weights, without its name."""
 
 
 class Averaged:
@@ -33,6 +37,7 @@ class Averaged:
         self.claim, self.find = claim, find
         self.tensors: list[tuple[str, Any, Any, Array]] = []
         """The tensors, with a view of the memory that each had when the block began, and the copy of its weights."""
+        self.beside: Sequence[Array] = ()
 
     def __enter__(self) -> None:
         if self.back is not None:  # outside of the `try`, which would put the weights back in the middle of that block
@@ -46,7 +51,7 @@ class Averaged:
 
     def begin(self) -> None:
         """Have the averages in place, while the optimizer is held."""
-        found, kept = self.find()
+        found, kept, self.beside = self.find()
         back: list[Store] = [(array, ..., array.copy()) for array, *_ in kept]
         kind = getattr(sys.modules.get("torch"), "Tensor", ())
         both = zip(kept, back, strict=True)
@@ -61,8 +66,8 @@ class Averaged:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self.leave()
-        except BaseException:  # interrupted, possibly before it began
+            self.leave(last=False)
+        except BaseException:  # interrupted, possibly before it began, or a tensor failed
             self.leave()
             raise
 
@@ -70,22 +75,33 @@ class Averaged:
         if self.back is not None:  # `__exit__` was interrupted before its first line
             self.leave()
 
-    def leave(self) -> None:
+    def leave(self, last: bool = True) -> None:
         """Put the weights back and let go of the optimizer, or do nothing if it is not held.
 
-        RuntimeError for a tensor that cannot hold weights any more; all others have theirs then.
+        An exception from a tensor, or from a signal handler meanwhile, ends it only if it is not the `last` attempt:
+        all can be done once more. Else RuntimeError names the tensor, and all others have their weights.
         """
         if self.back is None:
             return
-        tensors, lost = self.tensors, ""
-        elsewhere: tuple[Iterable[Any], ...] = ()
+        tensors, failed = self.tensors, []
+        at_once(starmap(setitem, self.back))
         if tensors:
-            from proptim._torch_averages import moved
+            from proptim._torch_averages import Homes
 
-            elsewhere, lost = moved(tensors)
+            homes = Homes([*(array for array, *_ in self.back), *self.beside])
+            for name, *of in tensors:
+                try:
+                    homes.put_back(name, *of)
+                except Exception as error:  # noqa: PERF203
+                    if not last:
+                        raise
+                    failed.append(f"{name} {error}" if isinstance(error, Homeless) else f"{name} raised {error!r}")
         attributes: list[Store] = [(self.claim, "averaged", False), (self, "back", None), (self, "tensors", [])]
-        release = map(self.claim.__exit__, [None], [None], [None])
-        at_once(starmap(setitem, self.back), *elsewhere, starmap(setattr, attributes), release)
+        at_once(starmap(setattr, attributes), map(self.claim.__exit__, [None], [None], [None]))
         tell_torch(tensor for _, tensor, *_ in tensors)
-        if lost:
-            raise RuntimeError(lost)
+        if failed:
+            but = f"{len(failed) - 1} more are like it, and " if len(failed) > 1 else ""
+            raise RuntimeError(
+                f"{failed[0]}, so that it cannot have its weights back; expected a model that is moved after "
+                f"`with opt.averaged():`; {but}all other weights are back"
+            )

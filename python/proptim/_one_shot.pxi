@@ -1,4 +1,4 @@
-# Included by _core.pyx.  Steps and sums without a plan: for `proptim.functional`, for code that is compiled at run time,
+# Included by _core.pyx. Steps and sums without a plan: for `proptim.functional`, for code that is compiled at run time,
 # and the norms of arrays.
 
 cdef extern from "Python.h":

@@ -34,7 +34,7 @@ from proptim._arrays import (
     tell_torch,
 )
 from proptim._averages import NONE_KEPT, Found
-from proptim._formats import Mastered, rounded, shown, stores
+from proptim._formats import Mastered, planes, rounded, shown, stores
 from proptim._interrupts import Store, commit
 from proptim._missed import Missed
 from proptim._options import SETTINGS
@@ -501,7 +501,13 @@ class Stepper:
         """What `averaged` stores, and what it puts back."""
         members = self.averaging()
         found = [store for p in members for store in stores(p.stored, real_view(p.state[AVERAGE]))]
-        return found, [each for p in members for each in p.held]
+        return found, [each for p in members for each in p.held], self.beside_averages(members)
+
+    def beside_averages(self, members: list[Parameter]) -> list[Array]:
+        """The averages of these parameters, and the planes of all others."""
+        averaged = set(map(id, members))
+        others = [plane for p in self.parameters if id(p) not in averaged for plane in planes(p.stored)]
+        return [*(p.state[AVERAGE] for p in members), *others]
 
     # Gradients ---------------------------------------------------------------------------------------------------
 

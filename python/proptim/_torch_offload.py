@@ -29,6 +29,7 @@ from proptim._interrupts import Store
 from proptim._numpy import busy
 from proptim._parameters import did_you_mean, near
 from proptim._stepper import Tally
+from proptim._torch_averages import memory
 from proptim._torch_optimizer import Door
 from proptim._torch_tensors import DTYPES, is_spread, places
 
@@ -760,8 +761,9 @@ class Offload(torch.optim.Optimizer):
         copy_all([(slot.host, slot.p) for slot in self._slots])  # weights may have been written since the last step
         for own, group in zip(self._inner.param_groups, self.param_groups, strict=True):
             own.update({key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS})
-        found: Found = self._inner._find_averages()
-        return found
+        found, kept, beside = self._inner._find_averages()
+        averaged = {id(host) for _, _, host in kept}
+        return found, kept, [*beside, *(memory(slot.p) for slot in self._slots if id(slot.host) not in averaged)]
 
     # Saving and loading -----------------------------------------------------------------------------------------------
 

@@ -209,6 +209,11 @@ class Keeping:
         made = np.empty((*local(p).shape, 2) if p.is_complex() and dtype.kind != "c" else local(p).shape, dtype)
         target, given = real_view(made), real_view(array)
         if target.shape != given.shape:
+            if made.shape == array.shape:
+                raise ValueError(
+                    f"{label} is {name_of(array.dtype)} of a parameter that is {name_of(DTYPES[p.dtype])}; expected "
+                    f"{name_of(dtype)}: give the parameter its former dtype, or make a new optimizer"
+                )
             raise ValueError(f"{label} has shape {array.shape}; expected {made.shape}, that of its parameter")
         halves = [each in SIXTEEN for each in (given.dtype, target.dtype)]
         exact = not halves[1] and (halves[0] or np.can_cast(given.dtype, target.dtype))

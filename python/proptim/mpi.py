@@ -631,14 +631,21 @@ class Sharded:
 
     def _find_averages(self) -> Found:
         self._exchange.refresh()
-        found, _ = self._stepper.averages()
+        found, _, beside = self._stepper.averages()
         kept: list[tuple[Array, str, Any]] = []
         both = zip(self._front._stepper.parameters, self._stepper.parameters, strict=True)
-        for whole, part in compress(both, self._averaging()):
+        moves = self._averaging()
+        others = [
+            plane
+            for p, move in zip(self._front._stepper.parameters, moves, strict=True)
+            if not move
+            for plane in planes(p.stored)
+        ]
+        for whole, part in compress(both, moves):
             whole.check_home()
             kept += whole.held
             kept += [] if part.plane is None else [(part.plane, whole.label, None)]
-        return found, kept
+        return found, kept, [*beside, *others]
 
     def _averaging(self) -> list[bool]:
         """Of which parameters the averages are put in place."""

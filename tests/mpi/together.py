@@ -598,6 +598,15 @@ def test_tensors_with_averages():
     assert torch.equal(tensors[1], before[1].double())
     raises(ValueError, "params[1] has been given other memory", sharded.averaged().__enter__)
     assert torch.equal(tensors[0], before[0])
+    tensors = [torch.full((9000,), float(i)) for i in range(4)]
+    groups = [{"params": tensors[:3], "ema": 0.5}, {"params": tensors[3:]}]
+    sharded = Sharded(proptim.SGD, groups, lr=0.5)
+    sharded.step([torch.ones(9000)] * 4)
+    with sharded.averaged():
+        tensors[0].data, tensors[1].data = torch.zeros(1).expand(9000), tensors[2].data
+        tensors[2].data = tensors[3].data
+    for i, tensor in enumerate(tensors):
+        assert torch.equal(tensor, torch.full((9000,), i - 0.5))
 
 
 def test_copies():
