@@ -1816,3 +1816,35 @@ def test_on_a_device(dtype, options):
                 assert torch.equal(bits(p.cpu()), bits(q))
     assert all(slot.host.is_pinned() for slot in opt._slots if slot.host.numel())
     assert all(t.device.type == "cpu" for own in opt.state.values() for t in own.values())
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"clip_norm": 100.0}, {"nonfinite": "skip"}])
+def test_no_averages_while_gradients_wait(options):
+    w = torch.nn.Parameter(torch.ones(3))
+    opt = Offload([w], "SGD", lr=0.1, ema=0.5, **options)
+    (w * w).sum().backward()
+    waiting = w.grad.clone()
+    with (
+        pytest.raises(RuntimeError, match=r"^averaged\(\) between backward and step\(\), when gradients wait"),
+        opt.averaged(),
+    ):
+        pass
+    assert torch.equal(w.grad, waiting)
+    if "accumulate" in options:
+        (w * w).sum().backward()
+    opt.step()
+    assert torch.equal(w.detach(), 1 - 0.1 * waiting * options.get("accumulate", 1))
+    with opt.averaged():
+        assert torch.equal(w.detach(), 1 - 0.05 * waiting * options.get("accumulate", 1))
+
+
+@pytest.mark.parametrize(("made", "key", "value"), [({}, "ema", 0.5), ({"ema": 0.75}, "ema", None),
+                                                    ({"ema": 0.75}, "ema", 0.5), ({}, "maximize", True)])  # fmt: skip
+def test_a_loaded_state_leaves_what_it_lacks(made, key, value):
+    saved = Offload([torch.nn.Parameter(torch.ones(3))], "AdamW").state_dict()
+    for group in saved["param_groups"]:
+        group.pop(key, None)
+    opt = Offload([torch.nn.Parameter(torch.ones(3))], "AdamW", **made)
+    opt.param_groups[0][key] = value
+    opt.load_state_dict(saved)
+    assert opt.param_groups[0][key] == value

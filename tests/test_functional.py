@@ -178,6 +178,8 @@ REFUSED = [
     (lambda p, v: functional.rmsprop(np.broadcast_to(p[:1], 3), ONES, v), ValueError, r"param is read-only"),
     (lambda p, v: functional.rmsprop(p, np.broadcast_to(1.0, 3), v, zero_grads=True), ValueError, r"grad is read-only"),
     (lambda p, v: functional.rprop(p, ONES, v, variant="irprop+"), ValueError, r"irprop\+ compares losses; expected"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, zero_grads="nan"), TypeError, r"Invalid zero_grads: 'nan' \(expected"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, flush_denormals=1), TypeError, r"Invalid flush_denormals: 1 \(expec"),
 ]  # fmt: skip
 
 

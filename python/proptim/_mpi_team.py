@@ -2,7 +2,7 @@
 
 Errors are raised before anything is sent except a few numbers, by `Team.agree`: whether a rank has an error, which
 call it makes, and a digest of what has to be the same on all. After the last agreement of a call nothing can be undone,
-back, and what fails there ends all ranks.
+and what fails there ends all ranks.
 """
 
 from __future__ import annotations

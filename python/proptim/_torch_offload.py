@@ -252,7 +252,8 @@ class AveragedElsewhere(Averaged):
     def swap(self, found: Sequence[Store], back: list[Store], tensors: list[tuple[str, Any, Any, Array]]) -> None:
         of = {id(slot.host): slot.p for slot in self.offload._slots}
         pairs = [(of[id(host)], host) for _, host, *_ in tensors]
-        # The memory of the copies is written back, and each parameter is where that is not: it gets the weights too.
+        # `leave` writes weights to the memory of the copies. Parameters lie elsewhere, so it copies the weights to them
+        # as to a tensor that was moved.
         super().swap(found, back, [(name, of[id(host)], then, copied) for name, host, then, copied in tensors])
         copy_all(pairs)
 
@@ -758,12 +759,20 @@ class Offload(torch.optim.Optimizer):
     def _find_averages(self) -> Found:
         self._worker.wait()
         self._check_written("averaged()")
+        if any(
+            slot.arrivals for slot in self._slots
+        ):  # backward within the block would add to gradients of the weights
+            raise RuntimeError("averaged() between backward and step(), when gradients wait; expected step() before")
         copy_all([(slot.host, slot.p) for slot in self._slots])  # weights may have been written since the last step
-        for own, group in zip(self._inner.param_groups, self.param_groups, strict=True):
-            own.update({key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS})
+        self._tell_groups()
         found, kept, beside = self._inner._find_averages()
         averaged = {id(host) for _, _, host in kept}
         return found, kept, [*beside, *(memory(slot.p) for slot in self._slots if id(slot.host) not in averaged)]
+
+    def _tell_groups(self) -> None:
+        """Give the hyperparameters of the groups to the optimizer on the CPU."""
+        for own, group in zip(self._inner.param_groups, self.param_groups, strict=True):
+            own.update({key: value for key, value in group.items() if key not in NO_HYPERPARAMETERS})
 
     # Saving and loading -----------------------------------------------------------------------------------------------
 
@@ -795,6 +804,7 @@ class Offload(torch.optim.Optimizer):
         def load(_: Any, given: dict[str, Any]) -> dict[str, Any]:
             for slot in self._slots:
                 copy_all([(slot.host, slot.p)])
+            self._tell_groups()  # a state that lacks a hyperparameter leaves it as it is
             self._inner.load_state_dict(given, cast=cast)
             return {**self._inner._checked_groups(given), "state": {}}
 

@@ -255,6 +255,7 @@ class OneShot:
         if h["maximize"] and "prev_loss" in clock:
             clock["prev_loss"] = -clock["prev_loss"]
         check_number("grad_scale value", grad_scale, low=-math.inf)
+        zero_grads, flush_denormals = is_on("zero_grads", zero_grads), is_on("flush_denormals", flush_denormals)
         check_rounding(rounding)
         seed = checked_seed(frozen(seed))
         if rounding == "stochastic" and number is None:

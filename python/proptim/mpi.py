@@ -332,8 +332,8 @@ class Sharded:
     -----
     With g the sum over ranks, in their order, the parameters after a step have the bits that
     ``optimizer_class(params, **options, grad_scale=1 / ranks).step(g)`` leaves in one process. State is shared out in
-    runs of whole blocks of 4,096 elements, counted array by array; each rank has 1 / ranks of it. Averages in one byte
-    share their scales within such a block, and are kept so if the whole array has 4,096 elements.
+    runs of whole blocks of 4,096 elements, counted array by array; each rank has 1 / ranks of it. State in one
+    byte has a scale for 256 elements, which never lie on two ranks, if the whole array has 4,096 elements or more.
 
     Every method but `zero_grad` is called by all ranks, in the same order; `averaged` as its block begins. A call that
     one rank refuses is refused by all, and has changed nothing. `loss` is that of the rank; losses are added and
