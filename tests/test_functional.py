@@ -16,22 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import CASES, LOSSES, NAMES, STAGED
 
 import proptim
 from proptim import _backend, functional, schedules
-from proptim.cli.selftest import OPTIONS, gradient
+from proptim.cli.selftest import gradient
 
-NAMES = list(proptim.OPTIMIZERS)
-CASES = [pytest.param(name, options, id=f"{name}-{i}") for name in NAMES for i, options in enumerate(OPTIONS[name])]
-LOSSES = (3.0, 2.0, 2.5, 1.0)
-STAGED = {
-    "weight_decay": 0.1,
-    "clip_value": 0.7,
-    "grad_scale": 0.5,
-    "maximize": True,
-    "zero_grads": True,
-    "flush_denormals": True,
-}
 LAYOUTS = {
     "dense": lambda a: a,
     "transposed": lambda a: np.ascontiguousarray(a.T).T,

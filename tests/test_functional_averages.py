@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from calls import CASES, LOSSES, NAMES, OF_CALL, OF_INIT, STAGED
 
 import proptim
 import proptim.numba
@@ -19,24 +20,7 @@ from proptim._formats import BFLOAT16, FLOAT16, rounded
 from proptim.cli import selftest
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-NAMES = list(proptim.OPTIMIZERS)
-CASES = [
-    pytest.param(name, options, id=f"{name}-{i}") for name in NAMES for i, options in enumerate(selftest.OPTIONS[name])
-]
-LOSSES = (3.0, 2.0, 2.5, 1.0)
-STAGED = {
-    "weight_decay": 0.1,
-    "clip_value": 0.7,
-    "grad_scale": 0.5,
-    "maximize": True,
-    "zero_grads": True,
-    "flush_denormals": True,
-}
 AT_RANDOM = {"rounding": "stochastic", "seed": 3}
-OF_CALL = ("grad_scale", "zero_grads", "flush_denormals", "cast_grads", "rounding", "seed")
-"""Options that `init` does not take."""
-OF_INIT = ("master", "state_dtype")
-"""Options that a step does not take."""
 KINDS = {
     "float32": ("f4", {}, BF16),
     "float32 staged": ("f4", STAGED, np.float16),

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from calls import CASES, OF_CALL, OF_INIT, STAGED
 
-import proptim
 from proptim import _backend, functional
 from proptim.cli import selftest
 
@@ -21,23 +21,7 @@ pytestmark = [
 ]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-NAMES = list(proptim.OPTIMIZERS)
-CASES = [
-    pytest.param(name, options, id=f"{name}-{i}") for name in NAMES for i, options in enumerate(selftest.OPTIONS[name])
-]
-STAGED = {
-    "weight_decay": 0.1,
-    "clip_value": 0.7,
-    "grad_scale": 0.5,
-    "maximize": True,
-    "zero_grads": True,
-    "flush_denormals": True,
-}
 AT_RANDOM = {"rounding": "stochastic", "seed": 2**64 - 3}
-OF_CALL = ("grad_scale", "zero_grads", "flush_denormals", "cast_grads", "rounding", "seed")
-"""Options that `init` does not take."""
-OF_INIT = ("master", "state_dtype")
-"""Options that a step does not take."""
 KINDS = {
     "split": (BF16, BF16, STAGED, None),
     "split, state of 16 bits": (BF16, BF16, {"state_dtype": "bfloat16", "ema": 0.75}, None),

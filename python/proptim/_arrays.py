@@ -69,7 +69,7 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 def name_of(dtype: np.dtype[Any]) -> str:
     """The name of the dtype of an array that `as_array` returned."""
-    return "bfloat16" if dtype == BFLOAT16 else dtype.name
+    return "bfloat16" if dtype == BFLOAT16 else _name(dtype)
 
 
 class Bits(Array):

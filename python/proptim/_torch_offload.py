@@ -759,9 +759,8 @@ class Offload(torch.optim.Optimizer):
     def _find_averages(self) -> Found:
         self._worker.wait()
         self._check_written("averaged()")
-        if any(
-            slot.arrivals for slot in self._slots
-        ):  # backward within the block would add to gradients of the weights
+        # Backward within the block would add to these gradients, and be refused when it has.
+        if any(slot.arrivals for slot in self._slots):
             raise RuntimeError("averaged() between backward and step(), when gradients wait; expected step() before")
         copy_all([(slot.host, slot.p) for slot in self._slots])  # weights may have been written since the last step
         self._tell_groups()
