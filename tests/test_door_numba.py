@@ -592,6 +592,45 @@ def test_variants(way):
     w = np.zeros(2)
     word = step.init(w)["step_word"]
     run(w, np.ones(2), word, "rprop-")
+@each_optimizer
+def test_arrays_that_are_off(name, cls):
+    """Given without the hyperparameter that they are for they are left alone from Python too, as in compiled code."""
+    function = getattr(functional, name)
+    for kind in ("", "_rows"):
+        step = getattr(proptim.numba, name + kind)
+        w, other, extra = np.ones((3, 2)), np.ones((3, 2)), {key: np.full((3, 2), OFF) for key in cls.optional}
+        grad = (np.arange(3), np.ones((3, 2))) if kind else (np.ones((3, 2)),)
+        for k in (1, 2):
+            step(w, *grad, **{**step.init(w), **extra}, step=k)
+            function(other, np.ones((3, 2)), **function.init(other), step=k)
+        assert w.tobytes() == other.tobytes()
+        assert all((array == OFF).all() for array in extra.values())
+
+
+@each_way
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_zeros_of_sixteen_bits(way, kind):
+    """One of either sign is refused as the first step_word, and the smallest number that is none is not."""
+    step, mark = MODULES[way].rprop, NUMBERS[kind]
+
+    @numba.njit
+    def run(w, grad, word):
+        step(w, grad, mark(word))
+
+    grad = np.ones(2)
+    for word in (0x0000, 0x8000):
+        w, words = np.ones(2), np.full(2, word, np.uint16)
+        with pytest.raises(ValueError, match=r"^step_word begins with 0, which no step leaves; expected what "):
+            run(w, grad, words)
+        with pytest.raises(ValueError, match=r"^step_word has zeros, which no step leaves; expected what "):
+            step(w, grad, mark(words))
+        assert w.tolist() == [1.0, 1.0]
+        assert words.tolist() == [word] * 2
+    for word in (0x0001, 0x8001):
+        run(np.ones(2), grad, np.full(2, word, np.uint16))
+    run(np.ones(0), np.ones(0), np.zeros(0, np.uint16))
+
+
     assert w.tolist() == [-0.01, -0.01]
     with pytest.raises(ValueError, match="this variant compares losses; expected loss="):
         run(w, np.ones(2), word, "irprop+")

@@ -171,7 +171,7 @@ class Step(functional.OneShot):
         known |= {"steady": compiled(self.optimizer.steady), "needs_loss": compiled(self.optimizer.needs_loss)}
         known |= {"same_shape": same_shape, "apart": apart, "check": check, "inf": math.inf}
         known |= {"float64": np.float64, "within": within, "in_dtype": in_dtype}
-        known |= {"mastered": mastered, "first": first}
+        known |= {"mastered": mastered, "first": first, "begins_with_zero": begins_with_zero}
         known |= {"copied": copied, "are_rows": are_rows, "fits_rows": fits_rows, "summed": summed, "zero": zero}
         known |= {"over": over, "taken": taken, "put_rows": put_rows}
         text = "\n    ".join(self._lines())
@@ -192,7 +192,7 @@ class Step(functional.OneShot):
             yield f"if not same_shape({name}, param):"
             yield f"    raise ValueError('{name} has not the shape of param; expected it')"
         for name in self.optimizer.never_zero:
-            yield f"if first(param).size and first({name}).flat[0] == 0:"
+            yield f"if first(param).size and begins_with_zero({name}):"
             made = f"proptim.numba.{self.__name__}.init(param) makes"
             yield f"    raise ValueError('{name} begins with 0, which no step leaves; expected what {made}')"
         for one, other in itertools.combinations([*arrays, "master"], 2):
@@ -486,6 +486,17 @@ def unwrapped(given: Any) -> Any:
     if isinstance(given, BFloat16):
         return given.words.view(Bits)
     return given.words.view(np.float16) if isinstance(given, Float16) else given
+
+def begins_with_zero(array: Any) -> Any:
+    """Whether the first number of an array is 0, of either sign."""
+
+
+@means(begins_with_zero)
+def _begins_with_zero(array: Any) -> Callable[..., Any]:
+    if format_of(array):
+        return lambda array: first(array).flat[0] & 0x7FFF == 0  # the bits but for the sign
+    return lambda array: array.flat[0] == 0
+
 
 
 @compiled
