@@ -260,6 +260,21 @@ def test_a_norm_that_is_no_number(backend, bad):
     assert np.array_equal(w, [math.nan, math.nan if math.isnan(bad) else 0.0], equal_nan=True)
 
 
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+def test_a_norm_that_overflows(backend, nonfinite):
+    """Finite gradients whose squares overflow float64 have an infinite norm and are clipped to 0, as by torch."""
+    w, grads = np.ones(2), [np.array([3e200, 4e200])]
+    opt = proptim.SGD([w], lr=1.0, clip_norm=1.0, nonfinite=nonfinite, backend=backend)
+    for _ in range(2):
+        opt.step(grads)
+    assert w.tolist() == [1.0, 1.0]
+    assert (opt.grad_norm, opt.steps, opt.skipped) == (math.inf, 2, 0)
+    theirs = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    theirs.grad = torch.tensor(grads[0])
+    assert torch.nn.utils.clip_grad_norm_([theirs], 1.0).item() == proptim.clip_grad_norm(grads, 1.0) == math.inf
+    assert theirs.grad.tolist() == grads[0].tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("kind", [
     np.int8, np.uint8, np.int64, np.float16, np.float32, np.longdouble, np.bool_, np.array, torch.tensor,
     Fraction, Decimal,

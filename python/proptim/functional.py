@@ -466,8 +466,9 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
 
     Notes
     -----
-    Equal to ``torch.nn.utils.clip_grad_norm_``; optax and Keras divide by the norm without the 1e-6. An optimizer's
-    `clip_norm` does the same inside the step, without writing to the gradients, and accepts a known norm as
+    Equal to ``torch.nn.utils.clip_grad_norm_``, also where the squares of numbers beyond 1e154 overflow float64: the
+    norm is infinite then, and finite gradients become 0. optax and Keras divide by the norm without the 1e-6. An
+    optimizer's `clip_norm` does the same inside the step, without writing to the gradients, and accepts a known norm as
     ``step(grads, grad_norm=norm)``: one returned by `global_norm`, or by this function if it did not have to clip.
     """
     check_number("max_norm value", max_norm, infinite=True)

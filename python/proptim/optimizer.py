@@ -97,7 +97,9 @@ class Optimizer(Rule):
         and < 1, and p the weights that the step has stored: the float32 master of those of 16 bits.
         `averaged` puts the averages in the place of the weights, to evaluate the model.
     clip_norm : float or schedule, optional
-        Scale all gradients so that their global norm is at most this, as ``torch.nn.utils.clip_grad_norm_``.
+        Scale all gradients so that their global norm is at most this, as ``torch.nn.utils.clip_grad_norm_``. The norm
+        is computed in float64: if squares of numbers beyond 1e154 overflow there, `grad_norm` is infinity and finite
+        gradients are clipped to 0, whatever `nonfinite` says.
     grad_scale : float or schedule, default 1
         Factor on every gradient: the inverse of a loss scale.
     nonfinite : {"propagate", "skip", "raise"}, default "propagate"
