@@ -456,6 +456,18 @@ def test_from_python():
             mark(array)
     with pytest.raises(ValueError, match="numbers has not the shape of array"):
         proptim.numba.narrow(np.ones(3), proptim.numba.float16(np.ones(2, np.float16)))
+    for call, message in (
+        (lambda: proptim.numba.sgd(np.ones(2)), "^sgd has no grad; expected an array: pass grad=$"),
+        (
+            lambda: proptim.numba.sgd(*[np.ones(2)] * 4),
+            "^sgd got 4 arguments by place; expected at most 3: param, grad, ",
+        ),
+        (lambda: proptim.numba.sgd_rows(np.ones(2), [0]), "^sgd_rows has no values; expected an array: pass values=$"),
+        (lambda: proptim.numba.sgd_rows(*[np.ones(2)] * 5), "^sgd_rows got 5 arguments by place; expected at most 4: "),
+        (lambda: proptim.numba.sgd(np.ones(2), np.ones(2), self=1), "^sgd got an unexpected keyword argument 'self'$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
     with pytest.raises(AttributeError, match=r"'proptim\.numba' has no attribute 'rmspop'; expected sgd, rprop"):
         proptim.numba.rmspop  # noqa: B018
 
@@ -580,18 +592,6 @@ def test_errors(way, call, message):
     assert s.tolist() == [0.5] * 3
 
 
-@each_way
-def test_variants(way):
-    """A variant that there is not, and irprop+ without a loss, are refused when running: it may be any string then."""
-    step = MODULES[way].rprop
-
-    @numba.njit
-    def run(w, grad, word, variant):
-        step(w, grad, word, variant=variant)
-
-    w = np.zeros(2)
-    word = step.init(w)["step_word"]
-    run(w, np.ones(2), word, "rprop-")
 @each_optimizer
 def test_arrays_that_are_off(name, cls):
     """Given without the hyperparameter that they are for they are left alone from Python too, as in compiled code."""
@@ -631,6 +631,18 @@ def test_zeros_of_sixteen_bits(way, kind):
     run(np.ones(0), np.ones(0), np.zeros(0, np.uint16))
 
 
+@each_way
+def test_variants(way):
+    """A variant that there is not, and irprop+ without a loss, are refused when running: it may be any string then."""
+    step = MODULES[way].rprop
+
+    @numba.njit
+    def run(w, grad, word, variant):
+        step(w, grad, word, variant=variant)
+
+    w = np.zeros(2)
+    word = step.init(w)["step_word"]
+    run(w, np.ones(2), word, "rprop-")
     assert w.tolist() == [-0.01, -0.01]
     with pytest.raises(ValueError, match="this variant compares losses; expected loss="):
         run(w, np.ones(2), word, "irprop+")

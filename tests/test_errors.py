@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import proptim
+import proptim.torch
 from proptim._options import SETTINGS
 from proptim.cli.selftest import OPTIONS
 
@@ -500,6 +501,55 @@ def test_options(name, option, error, message):
         opt.step()
 
 
+@pytest.mark.parametrize("off", [False, np.bool_(False), torch.tensor(False)], ids=repr)
+def test_a_bound_is_not_false(off):
+    """clip_norm=False seems to mean that nothing is clipped, and as a 0 would clip all gradients to 0."""
+    for call, label in (
+        (lambda: proptim.SGD([W], clip_norm=off), "clip_norm value"),
+        (lambda: proptim.SGD([W], clip_value=off), "clip_value"),
+        (lambda: proptim.torch.SGD([torch.ones(3, requires_grad=True)], clip_norm=off), "clip_norm value"),
+        (lambda: proptim.functional.sgd(W.copy(), GW, clip_value=off), "clip_value"),
+    ):
+        with pytest.raises(TypeError, match=rf"^Invalid {label}: False \(expected a number >= 0"):
+            call()
+    with pytest.raises(TypeError, match=r"^Invalid max_norm value: False \(expected a number >= 0"):
+        proptim.clip_grad_norm([GW.copy()], False)
+
+
+ALIKE = {
+    "threads": (True, False, np.bool_(True), torch.tensor(True), 0, -1, "x", "AUTO", 1.5, math.nan, None, [2], (1, 2)),
+    "seed": (True, np.bool_(True), 1.0, "1", -1, 2**64, None, [3], np.ones(2, int)),
+    "grad_scale": ("1", b"1", None, math.nan, math.inf, 2 + 0j, [1.0, 2.0], np.ones(2)),
+    "backend": (3, 0, "", "x", "C", True, False, ["c"], np.array(["c", "numpy"])),
+    "rounding": (True, None, 3, "x", "", ["nearest"], np.ones(2)),
+    "zero_grads": (1, 0, None, "x", [True, False], np.ones(2)),
+    "flush_denormals": (1, 0, None, "x"),
+    "cast_grads": (1, 0, None, "x"),
+    "ema": (True, False, "x", 1.0, -0.1, [0.5, 0.5]),
+    "clip_value": (False, "x", -1.0, math.nan, [0.5, 0.5]),
+    "maximize": (1, 0, None, "x"),
+}
+"""Options that functions and both kinds of optimizers have, and values that are none of them."""
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in ALIKE.items() for value in values])
+def test_options_are_refused_alike(key, value):
+    """Functions, optimizers of arrays and those of proptim.torch: the same values, with the same error."""
+    w, tensor = W.copy(), torch.nn.Parameter(torch.ones(3))
+    beside = {"average": W.copy()} if key == "ema" else {}
+    found = set()
+    for call in (
+        lambda: proptim.functional.sgd(w, GW, step=1, **{key: value}, **beside),
+        lambda: proptim.SGD([w], **{key: value}),
+        lambda: proptim.torch.SGD([tensor], **{key: value}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        found.add((error.type, str(error.value)))
+    assert len(found) == 1, found
+    assert bits(w) == bits(W)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_names(name):
     """Errors for unknown keywords and hyperparameters list those that exist."""
@@ -517,7 +567,7 @@ def test_unknown_names(name):
     assert ", ".join(sorted({*group} - {"params"})) == known
 
 
-@pytest.mark.parametrize("count", [0, -3, 1.5, "two", None, math.nan])
+@pytest.mark.parametrize("count", [0, -3, 1.5, "two", None, math.nan, True, False])
 def test_number_of_threads(count):
     """set_num_threads wants a whole number."""
     before = proptim.get_num_threads()

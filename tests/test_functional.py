@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -66,10 +67,11 @@ def test_defaults_and_schedules(name):
     """Defaults are the object's, state may be positional, and schedules are evaluated as the object does."""
     rng = np.random.default_rng(2)
     start, grad = rng.standard_normal((2, 9))
-    for options in ({}, {"weight_decay": schedules.linear(0.5, 0.0, 3), "clip_value": schedules.exponential(1.0, 0.5)}):
+    decayed = {"weight_decay": schedules.linear(0.5, 0.0, 3), "clip_value": schedules.exponential(1.0, 0.5)}
+    for options in ({}, decayed, {"grad_scale": schedules.exponential(1.0, 0.5)}):
         mine, theirs = start.copy(), start.copy()
         opt = proptim.OPTIMIZERS[name]([theirs], **options)
-        state = getattr(functional, name).init(mine, **options)
+        state = getattr(functional, name).init(mine)
         for k in range(4):
             getattr(functional, name)(mine, grad, *state.values(), step=k + 1, **options)
             opt.step([grad])
@@ -102,6 +104,42 @@ def test_nadam_product():
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize(("product", "error", "message"), [
+    (-0.1, ValueError, "mu_product is -0.1; expected a product of decays, at least 0 and at most 1"),
+    (math.nan, ValueError, "mu_product is nan; expected a product of decays, at least 0 and at most 1"),
+    (1.5, ValueError, "mu_product is 1.5; expected a product of decays, at least 0 and at most 1"),
+    (math.inf, ValueError, "mu_product is inf; expected a product of decays, at least 0 and at most 1"),
+    (1, ValueError,
+     "mu_product is 1 or missing after 5 steps; expected the product of their decays, as the state of NAdam has it"),
+    ("0.5", TypeError, "mu_product is '0.5'; expected one number"),
+    (np.full(3, 0.5), TypeError, "mu_product is array([0.5, 0.5, 0.5]); expected one number"),
+    ([0.5], TypeError, "mu_product is [0.5]; expected one number"),
+    (lambda step: 0.5, TypeError, "mu_product is <function"),
+])  # fmt: skip
+def test_products_that_are_none(product, error, message):
+    """What no run has as its product of decays is refused in words, and changes nothing."""
+    arrays = np.full((4, 3), 0.5)
+    functional.nadam(*arrays.copy(), step=6, mu_product=0.5)
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        functional.nadam(*arrays, step=6, mu_product=product)
+    assert (arrays == 0.5).all()
+
+
+def test_numbers_of_a_clock_of_any_type():
+    """One number, of whatever type; that of the last loss is checked as that of this one is."""
+    found = set()
+    for product in (0.25, np.float32(0.25), np.array([0.25]), torch.tensor(0.25)):
+        arrays = np.full((4, 3), 0.5)
+        functional.nadam(*arrays, step=6, mu_product=product)
+        found.add(arrays.tobytes())
+    assert len(found) == 1
+    w, word = np.ones(3), functional.rprop.init(np.ones(3))["step_word"]
+    for loss, label in ({"loss": 1.0, "prev_loss": "x"}, "prev_loss"), ({"loss": "x", "prev_loss": 1.0}, "loss"):
+        with pytest.raises(TypeError, match=f"^{label} is 'x'; expected one number$"):
+            functional.rprop(w, np.ones(3), word, variant="irprop+", **loss)
+    assert (w == 1).all()
+
+
 def test_arrays_in_place():
     """Tensors and buffers are stepped in their own memory."""
     param, square = torch.ones(3, dtype=torch.float64), memoryview(bytearray(24)).cast("d")
@@ -110,16 +148,84 @@ def test_arrays_in_place():
     assert param.numpy() == pytest.approx(0.8, rel=1e-7)
 
 
-@pytest.mark.parametrize(("name", "array"), [("rmsprop", "grad_avg"), ("sgd", "momentum_buffer"),
-                                             ("adam", "max_exp_avg_sq")])  # fmt: skip
-def test_hyperparameters_decide(name, array):
-    """A state array whose hyperparameter is off is neither read nor written."""
-    function = getattr(functional, name)
-    plain, given, extra = np.ones(3), np.ones(3), np.full(3, 7.0)
-    function(plain, np.ones(3), step=1, **function.init(plain))
-    function(given, np.ones(3), step=1, **function.init(given), **{array: extra})
-    assert given.tobytes() == plain.tobytes()
-    assert (extra == 7).all()
+OPTIONAL = [(name, *pair) for name, cls in proptim.OPTIMIZERS.items() for pair in cls.optional.items()]
+
+
+@pytest.mark.parametrize(("name", "array", "switch"), OPTIONAL)
+def test_hyperparameters_decide(backend, name, array, switch):
+    """A state array whose hyperparameter is given and off, also by a schedule, is neither read nor written."""
+    function, off = getattr(functional, name), proptim.OPTIMIZERS[name].hyper[switch]
+    for value in (off, int(off), np.zeros(1), lambda steps: off) if switch == "momentum" else (off, np.bool_(off)):
+        plain, given, extra = np.ones(3), np.ones(3), np.full(3, 7.0)
+        for step in (1, 2):
+            function(plain, np.ones(3), step=step, backend=backend, **function.init(plain))
+            arrays = {**function.init(given), array: extra}
+            function(given, np.ones(3), step=step, backend=backend, **arrays, **{switch: value})
+        assert given.tobytes() == plain.tobytes()
+        assert (extra == 7).all()
+
+
+@pytest.mark.parametrize(("name", "array", "switch"), OPTIONAL)
+def test_a_hyperparameter_that_was_forgotten(name, array, switch):
+    """An array for it, in one plane or two, is refused where the hyperparameter is left out, also after legal calls."""
+    function, cls = getattr(functional, name), proptim.OPTIMIZERS[name]
+    off, on = cls.hyper[switch], 0.5 if switch == "momentum" else True
+    message = (
+        f"{name} got {array} and no {switch}, which is {off} then; expected {switch}= as in init(), or no {array}: "
+        f"{switch}={off} makes a step that leaves it alone"
+    )
+    kinds = [{}, {"state_dtype": "bfloat16"}, *[{"state_dtype": {array: "int8"}}] * (switch != "centered")]
+    for storage in kinds:
+        w = np.linspace(-1, 1, 5000, dtype="f4")
+        state = function.init(w, **storage, **{switch: on})
+        assert array in state
+        off_state = function.init(w, **storage)
+        for _ in range(2):
+            function(w.copy(), w, **{n: a.copy() for n, a in state.items()}, step=2, **{switch: on})
+            function(w.copy(), w, **{n: a.copy() for n, a in off_state.items()}, step=2)
+            before = [w.tobytes(), *(a.tobytes() for a in state.values())]
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                function(w, np.ones(5000, "f4"), **state, step=2)
+            if not any(n.endswith("_scale") for n in state):
+                every = [state.get(n) for n in cls.states]
+                with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                    function(w, np.ones(5000, "f4"), *every, step=2)
+            assert [w.tobytes(), *(a.tobytes() for a in state.values())] == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_calls(name):
+    """Arguments that are missing, given twice, too many or unknown: the message names the function, and what it got."""
+    function, states = getattr(functional, name), proptim.OPTIMIZERS[name].states
+    w, g = np.ones(3), np.ones(3)
+    again = {"lr": 1.0}
+    arrays, most = ", ".join(("param", "grad", *states)), 2 + len(states)
+    for call, message in {
+        lambda: function(): f"{name} has no param; expected an array: pass param=",
+        lambda: function(w): f"{name} has no grad; expected an array: pass grad=",
+        lambda: function(grad=g): f"{name} has no param; expected an array: pass param=",
+        lambda: function(w, g, param=w): f"{name} got param twice, by place and by name; expected it once",
+        lambda: function(w, g, grad=g): f"{name} got grad twice, by place and by name; expected it once",
+        lambda: function(w, g, None, **{states[0]: g}): (
+            f"{name} got {states[0]} twice, by place and by name; expected it once"
+        ),
+        lambda: function(*[w] * (most + 1)): (
+            f"{name} got {most + 1} arguments by place; expected at most {most}: {arrays}, and all others by name"
+        ),
+        **{
+            lambda key=key: function(w, g, **{key: 1}): f"{name} got an unexpected keyword argument {key!r}"
+            for key in ("self", "args", "keywords", "indices", "clip_norm", "_momentum_begun")
+        },
+        lambda: function(w, g, lr=1.0, **again): (
+            f"proptim.functional.{name}() got multiple values for keyword argument 'lr'"
+        ),
+        lambda: function(w, g, **{1: 2}): "keywords must be strings",
+        lambda: function(*1): f"proptim.functional.{name}() argument after * must be an iterable, not int",
+        lambda: function(**1): f"proptim.functional.{name}() argument after ** must be a mapping, not int",
+    }.items():
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            call()
+    assert (w == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,15 +247,18 @@ REFUSED = [
     (lambda p, v: functional.rmsprop(p, ONES), TypeError, r"rmsprop has no square_avg; expected an array like param"),
     (lambda p, v: functional.rmsprop(p, ONES, None), TypeError, r"rmsprop has no square_avg; expected an array"),
     (lambda p, v: functional.rmsprop(p, ONES, v, momentum=0.5), TypeError, r"rmsprop has no momentum_buffer"),
-    (lambda p, v: functional.rmsprop(p, ONES, v, *[ONES] * 3), TypeError, r"rmsprop got 4 state arrays"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, *[ONES] * 3), TypeError, r"rmsprop got 6 arguments by place; ex"),
     (lambda p, v: functional.rmsprop(p, ONES, v, betas=1), TypeError, r"unexpected keyword argument 'betas'"),
     (lambda p, v: functional.rmsprop(p, ONES, v, clip_norm=1.0), TypeError, r"unexpected keyword argument 'clip_norm'"),
-    (lambda p, v: functional.rmsprop(p, ONES, v, square_avg=v), TypeError, r"unexpected keyword argument 'square_avg'"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, square_avg=v), TypeError, r"rmsprop got square_avg twice, by place"),
     (lambda p, v: functional.rmsprop(p, ONES, v, lr=-1.0), ValueError, r"Invalid learning rate: -1.0"),
     (lambda p, v: functional.rmsprop(p, ONES, v, nesterov=True), ValueError, r"Nesterov momentum requires a momentum"),
     (lambda p, v: functional.rmsprop(p, ONES, v, grad_scale=math.nan), ValueError, r"Invalid grad_scale value: nan"),
     (lambda p, v: functional.rmsprop(p, ONES, v, threads=0), ValueError, r"threads is 0; expected a whole number"),
     (lambda p, v: functional.rmsprop(p, ONES, v, backend="x"), ValueError, r"Invalid backend: 'x'"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, backend=""), ValueError, r"Invalid backend: ''"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, grad_scale=lambda step: 1.0), TypeError, r"rmsprop counts its steps"),
+    (lambda p, v: functional.rmsprop(p, ONES, v, step=True), ValueError, r"step is True; expected a whole number"),
     (lambda p, v: functional.rmsprop(p, ONES, v, step=0), ValueError, r"step is 0; expected a whole number"),
     (lambda p, v: functional.rmsprop(p, ONES, v, step=1.5), ValueError, r"step is 1.5; expected a whole number"),
     (lambda p, v: functional.adam(p, ONES, v, v.copy(), step=2**63), ValueError, r"step is 9.*, below 2\*\*63"),
@@ -230,9 +339,11 @@ def test_errors_after_a_like_call(action, error, message):
 
 def test_values_that_are_equal():
     """True is not 1, nor -0.0 the same as 0.0, though Python finds them equal."""
-    functional.sgd(np.ones(3), np.ones(3), maximize=True)
+    functional.sgd(np.ones(3), np.ones(3), maximize=True, lr=1.0)
     with pytest.raises(TypeError, match="Invalid maximize: 1 "):
-        functional.sgd(np.ones(3), np.ones(3), maximize=1)
+        functional.sgd(np.ones(3), np.ones(3), maximize=1, lr=1.0)
+    with pytest.raises(TypeError, match="Invalid learning rate: True "):
+        functional.sgd(np.ones(3), np.ones(3), maximize=True, lr=True)
     found = []
     for scale in (0.0, -0.0, 0.0):
         w = np.zeros(1)
@@ -244,7 +355,7 @@ def test_values_that_are_equal():
         functional.sgd._step(w, np.ones(1), grad_scale=scale, lr=1.0)
         expected.append(math.copysign(1, w[0]))
     assert found == expected
-    for lr in (np.float64(0.5), np.float32(0.5), 0.5, np.int8(1), 1, True):
+    for lr in (np.float64(0.5), np.float32(0.5), 0.5, np.int8(1), 1):
         w = np.ones(2)
         functional.sgd(w, np.ones(2), lr=lr)
         assert w.tolist() == [1 - float(lr)] * 2

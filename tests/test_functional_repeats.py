@@ -245,8 +245,8 @@ def test_arrays_that_are_not_used():
     arrays, options = made("adam", {}, "split", (6,))
     for more in ({"max_exp_avg_sq": np.ones(6, "f4")}, {"max_exp_avg_sq": np.ones(6, BF16)}):
         for _ in range(2):
-            call("adam", {**copies(arrays), **more}, {**options, "step": 2})
-        assert not repeat("adam", {**copies(arrays), **more}, {**options, "step": 2})
+            call("adam", {**copies(arrays), **more}, {**options, "step": 2, "amsgrad": False})
+        assert not repeat("adam", {**copies(arrays), **more}, {**options, "step": 2, "amsgrad": False})
 
 
 def test_other_memory_at_each_call():

@@ -17,7 +17,7 @@ HEAD = '''"""What `proptim.functional` makes when it is imported. Written by too
 
 from collections.abc import Callable, Iterable, Mapping
 from inspect import Signature
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 from proptim._arrays import Array
 from proptim._parameters import Schedulable
@@ -27,10 +27,14 @@ class OneShot:
     optimizer: type[Rule]
     keywords: dict[str, Any]
     losses: bool
+    given: tuple[str, ...]
+    lenient: ClassVar[bool]
     __name__: str
+    __qualname__: str
     __signature__: Signature
     def __init__(self, optimizer: type[Rule]) -> None: ...
     def _signature(self) -> Signature: ...
+    def _arrays(self, gradient: tuple[str, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]: ...
     def __call__(self, *args: Any, **keywords: Any) -> None: ...
     def init(
         self, param: Any, *, master: str | None = "auto", state_dtype: Any = None, ema: Any = None, **hyper: Any
@@ -51,7 +55,7 @@ def decay_groups(
 NAMED = {
     "step": "int | None",
     "clip_value": "Schedulable | None",
-    "grad_scale": "float",
+    "grad_scale": "Schedulable",
     "master": "Any",
     "ema": "Schedulable | None",
     "average": "Any",

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
 from proptim import _numpy
 from proptim._arrays import Array
 from proptim._environment import choice, unusable
@@ -74,6 +76,11 @@ def backend() -> Literal["c", "numba", "numpy"]:
     return chosen  # type: ignore[return-value]
 
 
+def chosen(option: Any) -> Any:
+    """The backend that an option names, of which None is the one in use; `plan_type` refuses what is none."""
+    return backend() if option is None else option
+
+
 def _require_core() -> None:
     if missing_core:
         raise ImportError(f"backend 'c' was requested, but {missing_core}; expected 'numba' or 'numpy'")
@@ -129,7 +136,7 @@ def _positive(value: str | int, label: str) -> int:
     shown = "beyond 10**80" if huge else f"{value!r:.80}"
     try:
         count = int(value)
-        if count < 1 or (count <= MAX_THREADS and count != float(value)):
+        if isinstance(value, (bool, np.bool_)) or count < 1 or (count <= MAX_THREADS and count != float(value)):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{label} is {shown}; expected a whole number of at least 1") from None

@@ -459,7 +459,8 @@ def check_number(label: str, value: Any, low: float = 0.0, high: float = math.in
     if low == -math.inf:
         interval = "a finite number"
     message = f"Invalid {label}: {value} (expected {interval})"
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+    # A False seems to mean that nothing is clipped, and as a 0 it would clip all gradients to 0.
+    if not is_number(value) or (infinite and value is False):
         raise TypeError(f"Invalid {label}: {value!r:.80} (expected {interval})")
     try:
         number = float(value)
@@ -469,9 +470,14 @@ def check_number(label: str, value: Any, low: float = 0.0, high: float = math.in
         raise ValueError(message)
 
 
+def is_number(value: Any) -> bool:
+    """Whether it can stand for a number."""
+    return hasattr(value, "__float__") and not isinstance(value, (str, bytes))
+
+
 def is_pair(value: Any) -> bool:
     """Whether a hyperparameter is a pair of numbers."""
-    return isinstance(value, tuple) and len(value) == 2 and all(hasattr(v, "__float__") for v in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def parse_groups(params: Any) -> list[dict[str, Any]]:

@@ -140,13 +140,13 @@ def checked_seed(seed: Any) -> int:
     raise ValueError(f"Invalid seed: {seed!r:.80} (expected a whole number >= 0, below 2**64)")
 
 
-def as_loss(loss: Any) -> float:
-    """The loss as a Python number."""
+def as_loss(loss: Any, label: str = "loss") -> float:
+    """The loss, or a number that follows from losses or steps before, as a Python number."""
     number = plain(loss)  # also from an array or tensor with one element
     if isinstance(number, (int, float)):
         with suppress(OverflowError):
             return float(number)
-    raise TypeError(f"loss is {loss!r:.80}; expected one number")
+    raise TypeError(f"{label} is {loss!r:.80}; expected one number")
 
 
 def as_norm(norm: Any) -> float:

@@ -411,7 +411,7 @@ class Offload(torch.optim.Optimizer):
         self.defaults = {**self._inner.defaults}
         for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
             group.update({key: value for key, value in inner.items() if key not in NO_HYPERPARAMETERS})
-        self._claim = _backend.new_claim(self._inner.backend or _backend.backend())
+        self._claim = _backend.new_claim(_backend.chosen(self._inner.backend))
         self._worker, self._lock = Worker(), threading.Lock()
         self._streams: dict[torch.device, CopyStream] = {}
         self._round: Round | None = None

@@ -211,10 +211,10 @@ class Door(torch.optim.Optimizer):
         if isinstance(options["state_dtype"], Mapping):
             options["state_dtype"] = dict(options["state_dtype"])  # which cannot change unseen
         _backend.thread_count(options["threads"])
-        if options["backend"] is not None:
-            _backend.plan_type(options["backend"])
+        backend = _backend.chosen(options["backend"])
+        _backend.plan_type(backend)
         self._options, self._taken = options, taken(options)
-        self._claim = _backend.new_claim(options["backend"] or _backend.backend())
+        self._claim = _backend.new_claim(backend)
         self._given = {key: keywords.pop(key) for key in [*keywords] if key in self._extras}
         super().__init__(params, *args, **keywords)
         self._step_supports_amp_scaling = False  # as torch's fused steps do; without, GradScaler unscales the gradients
@@ -383,7 +383,7 @@ class Door(torch.optim.Optimizer):
         super().__setstate__(state)
         self._options = {**OPTIONS, **self._options}
         self._taken = taken(self._options)
-        self._claim = _backend.new_claim(self.backend or _backend.backend())
+        self._claim = _backend.new_claim(_backend.chosen(self.backend))
         self._step_supports_amp_scaling = False
         for group in self.param_groups:
             for key, value in {**self._hyper, **self._given}.items():
@@ -715,7 +715,7 @@ class Door(torch.optim.Optimizer):
             )
             for m in members
         ]
-        plan = _backend.plan_type(self.backend or _backend.backend())(
+        plan = _backend.plan_type(_backend.chosen(self.backend))(
             self._rule, segments, *self._thread_count(), self._claim
         )
         plan.bind([m.idle for m in members])

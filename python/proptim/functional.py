@@ -16,8 +16,10 @@ grad : array
     Its gradient, of the same shape; `proptim.Optimizer` lists the dtypes. A gradient of some rows is `proptim.Rows`.
 state arrays : array
     Those of the rule, by name or in its order, of the same shape and of a dtype that `state_dtype` allows; updated in
-    place. Leave out, or pass None for, one whose option is off. uint16 arrays are taken as the bits of bfloat16. With
-    "int8" `init` makes two arrays of each, as ``exp_avg`` and ``exp_avg_scale``: pass both, as in
+    place. Leave out, or pass None for, one whose option is off. One that is passed requires its option in the call, as
+    in ``functional.sgd(w, grad, **state, momentum=0.9)``: a call that forgets it is refused, and one in which it is
+    off, as ``momentum=0.0``, leaves the array as it is. uint16 arrays are taken as the bits of bfloat16. With "int8"
+    `init` makes two arrays of each, as ``exp_avg`` and ``exp_avg_scale``: pass both, as in
     ``functional.adam(w, grad, **state, step=1)``.
 master : array, optional
     What `init` made for a parameter of 16 bits: uint16 with the low 16 bits of each bfloat16, or float32. Without it
@@ -66,7 +68,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import starmap
 from operator import setitem
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
@@ -74,6 +76,7 @@ from proptim import _backend
 from proptim._arrays import Array, as_array, check_disjoint, check_writable, is_array, name_of, real_view, tell_torch
 from proptim._formats import FLOAT32, SIXTEEN, Compact, Steps8, arithmetic, load, numbers, rounded, shown, widened
 from proptim._interrupts import at_once
+from proptim._options import SETTINGS
 from proptim._parameters import (
     Clock,
     Schedulable,
@@ -81,13 +84,13 @@ from proptim._parameters import (
     check_gradient,
     check_number,
     frozen,
-    is_on,
+    is_schedule,
     named,
     paths,
     plain,
     stored,
 )
-from proptim._prepared import as_loss, check_rounding, checked_seed, clip_factor, settle
+from proptim._prepared import as_loss, clip_factor, settle, take_options
 from proptim._registry import OPTIMIZERS
 from proptim._rows import (
     Rows,
@@ -116,6 +119,12 @@ from proptim._storage import (
 from proptim._storage import named as named_compact
 from proptim.rule import Rule
 
+OPTIONS: dict[str, Any] = {
+    **{n: SETTINGS[n] for n in ("grad_scale", "zero_grads", "flush_denormals", "cast_grads", "rounding", "seed")},
+    "threads": 1,
+    "backend": None,
+}
+"""Options of a whole optimizer that a step without one has too, and their defaults here."""
 CACHE_LINE = 64
 """Bytes; also the widest vector."""
 
@@ -123,38 +132,37 @@ CACHE_LINE = 64
 class OneShot:
     """The rule of one optimizer class as a function on arrays."""
 
+    given: tuple[str, ...] = ("grad",)
+    """The arguments that are the gradient; the last of them are its numbers."""
+    lenient: ClassVar[bool] = False
+    """Whether a state array is accepted, and left alone, in a call that leaves out the option which it is for."""
+
     def __init__(self, optimizer: type[Rule]) -> None:
         self.optimizer = optimizer
         self.alike = None if _backend.missing_core else _backend.core.OneShot(optimizer)
         """Repeats calls that are like an earlier one, without the checks below."""
-        self.__name__ = optimizer.__name__.lower()
+        self.__name__ = self.__qualname__ = optimizer.__name__.lower()
         self.__doc__ = f"One step of `proptim.{optimizer.__name__}` on one parameter, in place."
         own = [p for p in inspect.signature(optimizer.__init__).parameters if p in optimizer.hyper]
-        more = [n for n in tuple(optimizer.clock_start)[1:] if not n.startswith("_")]  # a clock's numbers but the step
+        self.counts = [name for name in tuple(optimizer.clock_start)[1:] if not name.startswith("_")]
+        """The numbers of a clock, but for the step, that a call may give."""
         self.losses = optimizer.needs_loss is not Rule.needs_loss
         self.keywords: dict[str, Any] = {
             "step": None,
             **{name: optimizer.hyper[name] for name in (*own, *optimizer.hyper)},
-            **dict.fromkeys([*more, *["loss"] * self.losses]),
-            "grad_scale": 1.0,
-            "zero_grads": False,
-            "flush_denormals": False,
+            **dict.fromkeys([*self.counts, *["loss"] * self.losses]),
             "master": None,
             "ema": None,
             "average": None,
             "publish": None,
             **{name + SCALE: None for name in optimizer.states},
-            "cast_grads": False,
-            "rounding": "nearest",
-            "seed": 0,
-            "threads": 1,
-            "backend": None,
+            **OPTIONS,
         }
         """Keyword arguments and their defaults."""
         self.__signature__ = self._signature()
 
     def _signature(self) -> inspect.Signature:
-        arrays = ["param", "grad", *self.optimizer.states]
+        arrays = ["param", *self.given, *self.optimizer.states]
         either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         off = {n: None if n in self.optimizer.optional else inspect.Parameter.empty for n in arrays}
         parameters = [inspect.Parameter(n, either, default=default) for n, default in off.items()]
@@ -204,61 +212,66 @@ class OneShot:
                 raise TypeError(f"{self.__name__} got an unexpected keyword argument {key!r}{hint}")
         return {**self.optimizer.hyper, **{key: frozen(value) for key, value in keywords.items()}}
 
-    def __call__(self, *args: Any, **keywords: Any) -> None:
+    def __call__(self, /, *args: Any, **keywords: Any) -> None:
         if self.alike is None or not self.alike.step(args, keywords):
             kept = self._step(*args, **keywords)
             if self.alike is not None and kept is not None:
                 self.alike.remember(args, keywords, *kept)
 
+    def _arrays(self, gradient: tuple[str, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+        """The arrays of a call by name; those that were given by their names are taken out of `keywords`."""
+        names = ("param", *gradient, *self.optimizer.states)
+        if len(args) > len(names):
+            raise TypeError(
+                f"{self.__name__} got {len(args)} arguments by place; expected at most {len(names)}: "
+                f"{', '.join(names)}, and all others by name"
+            )
+        given = dict(zip(names, args, strict=False))
+        for name in names:
+            if name in given and name in keywords:
+                raise TypeError(f"{self.__name__} got {name} twice, by place and by name; expected it once")
+            if name in keywords:
+                given[name] = keywords.pop(name)
+        for name in ("param", *gradient):
+            if name not in given:
+                raise TypeError(f"{self.__name__} has no {name}; expected an array: pass {name}=")
+        return given
+
     def _step(
         self,
-        param: Any,
-        grad: Any,
-        *state: Any,
+        /,
+        *args: Any,
         step: int | None = None,
         loss: float | None = None,
-        grad_scale: float = 1.0,
-        zero_grads: bool = False,
-        flush_denormals: bool = False,
         master: Any = None,
         ema: Any = None,
         average: Any = None,
         publish: Any = None,
-        cast_grads: bool = False,
-        rounding: str = "nearest",
-        seed: int = 0,
-        threads: int | str = 1,
-        backend: str | None = None,
         **keywords: Any,
     ) -> tuple[Any, ...] | None:
         """The step with all its checks; returns what `_core.OneShot.remember` needs to repeat it, None if it cannot."""
         rule = self.optimizer
-        if len(state) > len(rule.states):
-            raise TypeError(f"{self.__name__} got {len(state)} state arrays; expected at most {rule.states}")
-        given = dict(zip(rule.states, state, strict=False))
-        for name in rule.states:
-            if name in keywords and name not in given:
-                given[name] = keywords.pop(name)
+        given = self._arrays(("grad",), args, keywords)
+        param, grad = given.pop("param"), given.pop("grad")
         scales = {name: keywords.pop(name + SCALE, None) for name in rule.states}
-        more = {name: keywords.pop(name) for name in tuple(rule.clock_start)[1:] if name in keywords}
-        clock = {name: value for name, value in more.items() if value is not None}
+        more = {name: keywords.pop(name) for name in self.counts if name in keywords}
+        clock = {name: as_loss(value, name) for name, value in more.items() if value is not None}
+        options = {name: frozen(keywords.pop(name, default)) for name, default in OPTIONS.items()}
         array = as_array(param, "param")
         dtype = arithmetic(array.dtype).name
         hyper = {**self._hyper(keywords), "ema": frozen(ema)}
         number = None if step is None else plain(step)
-        if number is not None and (not isinstance(number, int) or not 1 <= number < 2**63):
+        if number is not None and (type(number) is not int or not 1 <= number < 2**63):
             raise ValueError(f"step is {step!r:.80}; expected a whole number of at least 1, below 2**63")
-        now = settle(rule, hyper, (dtype,), 0 if number is None else number - 1)
-        h = now.h
-        if number is None and (now.scheduled or not (rule.steady(h) or rule.needs_loss(h))):
+        before = 0 if number is None else number - 1
+        now, taken = settle(rule, hyper, (dtype,), before), take_options({**SETTINGS, **options}, before)
+        h, zero_grads, seed = now.h, taken["zero_grads"], taken["seed"]
+        scheduled = now.scheduled or is_schedule(options["grad_scale"])
+        if number is None and (scheduled or not (rule.steady(h) or rule.needs_loss(h))):
             raise TypeError(f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on")
         if h["maximize"] and "prev_loss" in clock:
             clock["prev_loss"] = -clock["prev_loss"]
-        check_number("grad_scale value", grad_scale, low=-math.inf)
-        zero_grads, flush_denormals = is_on("zero_grads", zero_grads), is_on("flush_denormals", flush_denormals)
-        check_rounding(rounding)
-        seed = checked_seed(frozen(seed))
-        if rounding == "stochastic" and number is None:
+        if seed is not None and number is None:
             raise TypeError(
                 f"{self.__name__} rounds at random by the number of the step; expected step=, the number of this one, "
                 "from 1 on"
@@ -285,6 +298,13 @@ class OneShot:
         pairs = {n: _compact(rule, h, n, *both, array) for n, both in compact.items()}
         arrays = {"param": array}
         arrays |= {n: as_array(a, n, bits=True) for n, a in given.items() if a is not None and n not in pairs}
+        for name, switch in rule.optional.items():
+            if (name in arrays or name in pairs) and not (name in wanted or switch in keywords or self.lenient):
+                off = rule.hyper[switch]
+                raise TypeError(
+                    f"{self.__name__} got {name} and no {switch}, which is {off} then; expected {switch}= as in "
+                    f"init(), or no {name}: {switch}={off} makes a step that leaves it alone"
+                )
         gradient = as_gradient(grad, "grad", array, "param")
         plane = None if master is None else as_array(master, "master", bits=True)
         copy = None if publish is None else as_array(publish, "publish", bits=True)
@@ -313,7 +333,7 @@ class OneShot:
         if copy is not None:
             arrays["publish"] = copy
             check_copy(copy, "publish", array, "param")
-        check_gradient(gradient, "grad", array, "param", is_on("cast_grads", cast_grads))
+        check_gradient(gradient, "grad", array, "param", options["cast_grads"])
         if zero_grads:
             check_zeroed(gradient, "grad")
         for name, pair in pairs.items():
@@ -325,16 +345,16 @@ class OneShot:
                 )
         check_disjoint(list(arrays.items()), [("grad", values_of(gradient))])
         coefs, _ = rule.numbers(h, self._clock(h, number, clock), None if loss is None else as_loss(loss))
-        stages = rule.stages(h, float(grad_scale), zero_grads, flush_denormals, now.share)
+        stages = rule.stages(h, taken["scale"], zero_grads, taken["flush"], now.share)
         rule.check_numbers(coefs, stages, dtype)
         state_of = {n: pairs[n] if n in pairs else real_view(arrays[n]) for n in wanted}
         segment = [stored(array, plane, copy), *map(state_of.get, (*rule.states, *beside))]
-        backend, count = backend or _backend.backend(), _backend.thread_count(threads)
+        backend, count = _backend.chosen(options["backend"]), _backend.thread_count(options["threads"])
         plan = _backend.plan_type(backend)(rule, [tuple(segment)], *count)
         plan.bind([real_gradient(gradient)])
         if (found := plan.sort_rows()) is not None:
             raise no_row(gradient, found[1], "grad", array, "param")
-        plan.seed = seed if rounding == "stochastic" else None
+        plan.seed = seed
         plan.step([(*coefs, *stages)], [(number,)])
         written = [param, *given.values(), *scales.values(), master, average, publish]
         tell_torch([*written, *([grad] if zero_grads else [])])
@@ -348,7 +368,9 @@ class OneShot:
         if not given:
             return self.optimizer.clock_at(h, before)
         start = {**self.optimizer.clock_start, **given}
-        return (before, *list(start.values())[1:])
+        clock: Clock = (before, *list(start.values())[1:])
+        self.optimizer.check_clock(clock)
+        return clock
 
 
 if TYPE_CHECKING:

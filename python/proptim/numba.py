@@ -28,7 +28,6 @@ array([ 0.0321, -1.4721])
 from __future__ import annotations
 
 import ctypes
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -95,12 +94,11 @@ class Step(functional.OneShot):
     """The step of one optimizer, for Python and for code that Numba compiles."""
 
     suffix = ""
-    given: tuple[str, ...] = ("grad",)
-    """The arguments that are the gradient; the last of them are its numbers."""
+    lenient = True  # as compiled code is: called from Python or not, a step accepts the same arrays
 
     def __init__(self, optimizer: type[Rule], backend: str | None) -> None:
         super().__init__(optimizer)
-        self.__name__ += self.suffix
+        self.__name__ = self.__qualname__ = self.__name__ + self.suffix
         self.backend = backend
         self.place = self.__name__ if backend is None else f"{backend}.{self.__name__}"
         self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.numba`."
@@ -117,10 +115,9 @@ class Step(functional.OneShot):
     def __reduce__(self) -> str:
         return self.place
 
-    def __call__(self, param: Any, grad: Any, *state: Any, **keywords: Any) -> None:
-        arrays = [unwrapped(each) for each in (param, grad, *state)]
-        keywords = {name: unwrapped(value) for name, value in keywords.items()}
-        super().__call__(*arrays, backend=self.backend, **keywords)
+    def __call__(self, /, *args: Any, **keywords: Any) -> None:
+        given = {name: unwrapped(value) for name, value in keywords.items()}
+        super().__call__(*map(unwrapped, args), **{"backend": self.backend, **given})
 
     def init(self, param: Any, **keywords: Any) -> dict[str, Any]:
         """The state arrays before the first step, by name; with `master` for a parameter of 16 bits."""
@@ -262,13 +259,10 @@ class RowsStep(Step):
     suffix = "_rows"
     given = ("indices", "values")
 
-    def _signature(self) -> inspect.Signature:
-        parameters = [*super()._signature().parameters.values()]
-        parameters[1:2] = [parameters[1].replace(name=name) for name in self.given]
-        return inspect.Signature(parameters, return_annotation=None)
-
-    def __call__(self, param: Any, indices: Any, values: Any, *state: Any, **keywords: Any) -> None:  # type: ignore[override]
-        super().__call__(param, Rows(indices, unwrapped(values)), *state, **keywords)
+    def __call__(self, /, *args: Any, **keywords: Any) -> None:
+        arrays = self._arrays(self.given, args, keywords)
+        rows = Rows(*(unwrapped(arrays.pop(name)) for name in self.given))
+        super().__call__(arrays.pop("param"), rows, **arrays, **keywords)
 
     def _fit(self) -> Iterator[str]:
         yield "indices = copied(indices)"  # what is written to it from now on is not seen
@@ -487,6 +481,12 @@ def unwrapped(given: Any) -> Any:
         return given.words.view(Bits)
     return given.words.view(np.float16) if isinstance(given, Float16) else given
 
+
+@compiled
+def same_shape(array: Any, param: Any) -> Any:
+    return True if array is None else first(array).shape == first(param).shape
+
+
 def begins_with_zero(array: Any) -> Any:
     """Whether the first number of an array is 0, of either sign."""
 
@@ -496,12 +496,6 @@ def _begins_with_zero(array: Any) -> Callable[..., Any]:
     if format_of(array):
         return lambda array: first(array).flat[0] & 0x7FFF == 0  # the bits but for the sign
     return lambda array: array.flat[0] == 0
-
-
-
-@compiled
-def same_shape(array: Any, param: Any) -> Any:
-    return True if array is None else first(array).shape == first(param).shape
 
 
 def apart(one: Any, other: Any) -> Any:

@@ -213,7 +213,7 @@ class Optimizer(Rule):
                     f"{', '.join([*hyper, *Options.__annotations__])}"
                 )
         given: dict[str, Any] = {key: frozen(options.get(key, default)) for key, default in SETTINGS.items()}
-        given["backend"] = given["backend"] or _backend.backend()
+        given["backend"] = _backend.chosen(given["backend"])
         if isinstance(given["state_dtype"], Mapping):
             given["state_dtype"] = dict(given["state_dtype"])  # a copy: later changes of the dict have no effect
         own = {k: options.get(k, self.grouped[k]) for k in (*GROUP_OPTIONS, *OBJECT_OPTIONS) if k not in hyper}
