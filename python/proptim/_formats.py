@@ -210,7 +210,8 @@ class Published(NamedTuple):
 # One byte -------------------------------------------------------------------------------------------------------------
 #
 # The twins of `csrc/codecs/levels.h`, `int8.h`, `squares8.h` and `steps8.h`, where the formats are described. The bytes
-# of an array are in C order whatever its parameter is.
+# of an array are in C order whatever its parameter is. The texts are, as those of 16 bits, for whole arrays here and
+# for one number at a time in code that Numba compiles.
 
 QUANTA = 256
 """Elements that share a scale."""
@@ -220,67 +221,47 @@ CODES = (np.dtype(np.int8), np.dtype(np.uint8))
 """The dtypes of codes of one byte."""
 
 
-class Int8(NamedTuple):
-    """Averages of either sign in one byte, and the scale of each block: the largest size in it, or `LEAST_SCALE`."""
-
-    code: Array
-    scale: Array
-
-    def load(self) -> Array:
-        """The float32, in an array of its own."""
-        level = np.abs(self.code.astype(np.int32))
-        size = np.where(level == 128, np.float32(np.nan), of_level(level, 127, self.scale))
-        return np.where((self.code < 0) & (level < 128), -size, size)
-
-    def stores(self, values: Array) -> list[Store]:
-        """What both arrays are to be set to."""
-        level, scale = levels_of(values, 127)
-        code = np.where(np.isfinite(values), np.where(values < 0, -level, level), -128)
-        return [(self.code, ..., code.astype(np.int8)), (self.scale, ..., scale)]
+def finite_size(value: Any) -> Any:
+    """The size of a number as it counts for the scale of its block: 0 of one that is not finite."""
+    return select(np.isfinite(value), np.abs(value), np.float32(0))
 
 
-class Squares8(NamedTuple):
-    """Numbers that are never negative in one byte, 0 only where they are 0; and the scale of each block."""
-
-    code: Array
-    scale: Array
-
-    def load(self) -> Array:
-        """The float32, in an array of its own."""
-        level = self.code.astype(np.int32)
-        return np.where(level == 255, np.float32(np.nan), of_level(level, 254, self.scale))
-
-    def stores(self, values: Array) -> list[Store]:
-        """What both arrays are to be set to."""
-        level, scale = levels_of(values, 254)
-        code = np.where(np.isfinite(values), np.maximum(level, values > 0), 255)
-        return [(self.code, ..., code.astype(np.uint8)), (self.scale, ..., scale)]
+def level_of(size: Any, levels: int, scale: Any) -> Any:
+    """The level that is nearest to a size in a block of this scale, the largest size."""
+    square = size * (np.float32(levels * levels) / scale)
+    below = np.int32(np.sqrt(square))
+    up = square - np.float32(below * below) > np.float32(below) + np.float32(0.5)
+    return np.int32(below + up)
 
 
-LEVELS: dict[type[Any], int] = {Int8: 127, Squares8: 254}
+def size_of(level: Any, levels: int, scale: Any) -> Any:
+    """The size that a level stands for."""
+    return np.float32(level * level) * np.float32(1 / (levels * levels)) * scale
 
 
-def levels_of(values: Array, levels: int) -> tuple[Array, Array]:
-    """The level of each number, 0 of one that is not finite, and the scale of each block."""
-    size = np.abs(values)
-    finite = np.where(np.isfinite(size), size, np.float32(0)).reshape(-1)
-    blocks = -(-finite.size // QUANTA)
-    padded = np.zeros((blocks, QUANTA), np.float32)
-    padded.reshape(-1)[: finite.size] = finite
-    scale = np.maximum(padded.max(axis=1, initial=0), LEAST_SCALE)
-    square = padded * (np.float32(levels * levels) / scale)[:, None]
-    below = np.sqrt(square).astype(np.int32)
-    up = square - (below * below).astype(np.float32) > below.astype(np.float32) + np.float32(0.5)
-    level = (below + up).reshape(-1)[: finite.size].reshape(values.shape)
-    return level, scale
+def from_int8(code: Any, scale: Any) -> Any:
+    """The number of a code of `Int8`."""
+    level = np.abs(np.int32(code))
+    size = select(level == 128, np.float32(np.nan), size_of(level, 127, scale))
+    return select((code < 0) & (level < 128), -size, size)
 
 
-def of_level(level: Array, levels: int, scale: Array) -> Array:
-    """The size that a level stands for, of the scale of each block."""
-    part = (level * level).astype(np.float32) * np.float32(1 / (levels * levels))
-    scales = np.repeat(scale, QUANTA)[: part.size].reshape(part.shape)
-    product: Array = part * scales
-    return product
+def to_int8(value: Any, scale: Any) -> Any:
+    """The code of `Int8` that is nearest to a number."""
+    level = level_of(finite_size(value), 127, scale)
+    return np.int8(select(np.isfinite(value), select(value < 0, -level, level), np.int32(-128)))
+
+
+def from_squares8(code: Any, scale: Any) -> Any:
+    """The number of a code of `Squares8`."""
+    level = np.int32(code)
+    return select(level == 255, np.float32(np.nan), size_of(level, 254, scale))
+
+
+def to_squares8(value: Any, scale: Any) -> Any:
+    """The code of `Squares8` that is nearest to a number, and 0 for no number above 0."""
+    level = np.maximum(level_of(finite_size(value), 254, scale), np.int32(value > 0))
+    return np.uint8(select(np.isfinite(value), level, np.int32(255)))
 
 
 SIZES = 85
@@ -304,6 +285,81 @@ GRID_ROOTS, GRID_MIDDLES = (
 )
 
 
+def steps_of_octave(grid: Any) -> Any:
+    """The steps of an octave of a grid of `Steps8`, 1 to 4."""
+    return 1 + int(grid[1] >= 2) + int(grid[1] >= 3) + int(grid[1] >= 4)
+
+
+def from_steps8(code: Any, largest: Any, n: int) -> Any:
+    """The word of a code of `Steps8`, on a grid of this largest step size and `n` steps of an octave."""
+    signs = np.minimum(np.int32(code) // SIZES, 2)
+    k = np.int32(code) - signs * SIZES
+    size = largest * GRID_ROOTS[n - 1][k % n] * np.ldexp(np.float32(1), -(k // n))
+    return select(signs == 1, -size, size) * select(signs == 2, np.float32(FORGET), np.float32(1))
+
+
+def to_steps8(word: Any, largest: Any, n: int) -> Any:
+    """The code of `Steps8` whose step size is nearest to that of a word, by its logarithm."""
+    size = np.abs(word)
+    known = size < np.float32(REMEMBERED)
+    ratio = size * select(known, np.float32(1), np.float32(1 / FORGET)) * (np.float32(1) / largest)
+    bits = np.uint32(np.float32(ratio).view(np.uint32) & np.uint32(0x7FFFFFFF))
+    part = np.uint32((bits & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)).view(np.float32)
+    middles = GRID_MIDDLES[n - 1]
+    up = np.int32(part > middles[0]) + np.int32(part > middles[1])
+    up = up + np.int32(part > middles[2]) + np.int32(part > middles[3])
+    k = np.minimum(np.maximum(-((np.int32(bits >> np.uint32(23)) - 127) * n + up), 0), SIZES - 1)
+    return np.uint8(k + SIZES * select(known, np.int32(np.signbit(word)), np.int32(2)))
+
+
+class Int8(NamedTuple):
+    """Averages of either sign in one byte, and the scale of each block: the largest size in it, or `LEAST_SCALE`."""
+
+    code: Array
+    scale: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        return np.asarray(from_int8(self.code, of_block(self.scale, self.code)))
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        scale = scales_of(values)
+        return [(self.code, ..., to_int8(values, of_block(scale, values))), (self.scale, ..., scale)]
+
+
+class Squares8(NamedTuple):
+    """Numbers that are never negative in one byte, 0 only where they are 0; and the scale of each block."""
+
+    code: Array
+    scale: Array
+
+    def load(self) -> Array:
+        """The float32, in an array of its own."""
+        return np.asarray(from_squares8(self.code, of_block(self.scale, self.code)))
+
+    def stores(self, values: Array) -> list[Store]:
+        """What both arrays are to be set to."""
+        scale = scales_of(values)
+        return [(self.code, ..., to_squares8(values, of_block(scale, values))), (self.scale, ..., scale)]
+
+
+LEVELS: dict[type[Any], int] = {Int8: 127, Squares8: 254}
+
+
+def scales_of(values: Array) -> Array:
+    """The scale of each block."""
+    size = finite_size(values).reshape(-1)
+    padded = np.zeros((-(-size.size // QUANTA), QUANTA), np.float32)
+    padded.reshape(-1)[: size.size] = size
+    return np.asarray(np.maximum(padded.max(axis=1, initial=0), LEAST_SCALE))
+
+
+def of_block(scale: Array, array: Array) -> Array:
+    """The scale of the block of each element of an array."""
+    return np.repeat(scale, QUANTA)[: array.size].reshape(array.shape)
+
+
 class Steps8(NamedTuple):
     """The state word of Rprop in one byte, and the grid of all: the largest step size and the steps of an octave."""
 
@@ -312,30 +368,11 @@ class Steps8(NamedTuple):
 
     def load(self) -> Array:
         """The word, in a new array."""
-        n = self._steps_of_octave()
-        code = self.code.astype(np.int32)
-        signs = np.minimum(code // SIZES, 2)
-        halvings, root = np.divmod(code - signs * SIZES, n)
-        size = self.grid[0] * GRID_ROOTS[n - 1][root] * np.ldexp(np.float32(1), -halvings)
-        word: Array = np.where(signs == 1, -size, size) * np.where(signs == 2, np.float32(FORGET), np.float32(1))
-        return word
+        return np.asarray(from_steps8(self.code, self.grid[0], steps_of_octave(self.grid)))
 
     def stores(self, values: Array) -> list[Store]:
         """What the codes are to be set to; the grid stays."""
-        n = self._steps_of_octave()
-        size = np.abs(values)
-        known = size < np.float32(REMEMBERED)
-        ratio = size * np.where(known, np.float32(1), np.float32(1 / FORGET)) * (np.float32(1) / self.grid[0])
-        bits = np.asarray(ratio).view(np.uint32) & np.uint32(0x7FFFFFFF)
-        exponent = (bits >> np.uint32(23)).astype(np.int32) - 127
-        part = np.asarray((bits & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)).view(np.float32)
-        up = exponent * n + (part[..., None] > GRID_MIDDLES[n - 1]).sum(axis=-1, dtype=np.int32)
-        k = np.clip(-up, 0, SIZES - 1)
-        signs = np.where(known, np.signbit(values), 2)
-        return [(self.code, ..., (k + signs * SIZES).astype(np.uint8))]
-
-    def _steps_of_octave(self) -> int:
-        return 1 + int((self.grid[1] >= np.arange(2, 5)).sum())
+        return [(self.code, ..., to_steps8(values, self.grid[0], steps_of_octave(self.grid)))]
 
 
 PAIRS = (Steps, Split, Mastered, Published, Int8, Squares8, Steps8)
