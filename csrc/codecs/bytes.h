@@ -6,12 +6,14 @@
 /* At width 1 without branches, many of which would be mispredicted, so that compilers vectorize the loop of scalar. */
 #if WIDTH == 1
 #undef SELECT
+#undef AND
 #undef MIN
 #undef MAX
 #undef FLIPSIGN
 #undef DIFFER
 #define SIGN_OF(x)      (CAT(word, TYPE)(x) & CAT(word, TYPE)(-(REAL)0))
 #define SELECT(m, x, y) FN(pick)(m, x, y)
+#define AND(m, n)       ((m) & (n))
 #define MIN(x, y)       SELECT(LT(x, y), x, y)
 #define MAX(x, y)       SELECT(GT(x, y), x, y)
 #define FLIPSIGN(x, y)  CAT(real, TYPE)(CAT(word, TYPE)(x) ^ SIGN_OF(y))

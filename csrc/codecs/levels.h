@@ -32,3 +32,20 @@ static inline VEC FN(level_of)(VEC x, VEC factor, REAL levels)
     /* Half of the way from one square to the next: below^2 + below + 1/2. */
     return SELECT(GT(square, EXACT(below, above, SET1((REAL)0.5))), above, below);
 }
+
+/*
+ * The level of its block, as a number, to which x is rounded at random, as dither.h rounds to numbers of 16 bits: the
+ * one above |x| if `part`, a random number of 0 to 1, is below the place of |x| between both.  `levels` is 127, or 254
+ * for numbers that are never negative, of which none above zero becomes zero.
+ */
+static inline VEC FN(dither_level)(VEC x, VEC part, VEC scale, VEC factor, REAL levels)
+{
+    const VEC exact = ABS(x), inverse = SET1(INVERSE(levels)), one = SET1((REAL)1);
+    /* The level of 0 may be NaN, as its NEAR_ROOT may; MAX makes it 0. */
+    const VEC near = MAX(FN(level_of)(exact, factor, levels), ZERO());
+    const VEC below = SELECT(GT(FN(of_level)(near, inverse, scale), exact), SUB(near, one), near);
+    const VEC low = FN(of_level)(below, inverse, scale), high = FN(of_level)(ADD(below, one), inverse, scale);
+    VEC rounded = SELECT(GT(SUB(exact, low), MUL(part, SUB(high, low))), high, low);
+    if (levels > 127) rounded = SELECT(AND(LT(below, one), GT(exact, ZERO())), high, rounded);
+    return SELECT(GT(near, SET1(levels)), x, FLIPSIGN(rounded, x));
+}
