@@ -12,8 +12,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from proptim import _formats
 from proptim._arrays import Array, select
-from proptim._formats import Split, from_bfloat16, halves, is_nan, joined, to_bfloat16, to_odd
+from proptim._formats import (
+    QUANTA,
+    Int8,
+    Split,
+    Squares8,
+    Steps8,
+    from_bfloat16,
+    from_int8,
+    from_squares8,
+    from_steps8,
+    halves,
+    is_nan,
+    joined,
+    steps_of_octave,
+    to_bfloat16,
+    to_odd,
+)
 from proptim._jit import compiled, means, types
 
 
@@ -43,8 +60,35 @@ class Float16Master(NamedTuple):
     master: Array
 
 
-FORMATS = {BFloat16: "BF16", Float16: "F16", Split: "SPLIT", BFloat16Master: "BF16_MASTER", Float16Master: "F16_MASTER"}
+class BFloat16Copy(NamedTuple):
+    """float32 numbers, and bfloat16 numbers that get a rounded copy of each that is stored."""
+
+    full: Array
+    words: Array
+
+
+class Float16Copy(NamedTuple):
+    """The same of float16."""
+
+    full: Array
+    words: Array
+
+
+FORMATS = {
+    BFloat16: "BF16",
+    Float16: "F16",
+    Split: "SPLIT",
+    BFloat16Master: "BF16_MASTER",
+    Float16Master: "F16_MASTER",
+    BFloat16Copy: "BF16_COPY",
+    Float16Copy: "F16_COPY",
+    Int8: "INT8",
+    Squares8: "SQUARES8",
+    Steps8: "STEPS8",
+}
 """Class -> the format of `codecs.def`."""
+ONE_BYTE = (Int8, Squares8, Steps8)
+"""Those of which the second array is not of elements: scales of blocks, or a grid."""
 
 
 # Types ----------------------------------------------------------------------------------------------------------------
@@ -62,10 +106,11 @@ def format_of(kind: Any) -> Any:
 
 
 def planes_of(kind: Any) -> tuple[Any, ...]:
-    """The types of the arrays of which an array of this type consists."""
+    """The types of the arrays with an element for each of an array of this type."""
     if isinstance(kind, types.Array):
         return (kind,)
-    return tuple(kind.types) if format_of(kind) else ()
+    made = format_of(kind)
+    return () if made is None else tuple(kind.types)[: 1 if made in ONE_BYTE else 2]
 
 
 def real_of(kind: Any) -> Any:
@@ -94,24 +139,28 @@ def _planewise(function: Any, array: Any, argument: Any) -> Callable[..., Any]:
     made = format_of(array)
     if made is None:
         return lambda function, array, argument: function(array, argument)
+    if made in ONE_BYTE:
+        return lambda function, array, argument: made(function(array[0], argument), array[1])
     if len(planes_of(array)) == 1:
         return lambda function, array, argument: made(function(array[0], argument))
     return lambda function, array, argument: made(function(array[0], argument), function(array[1], argument))
 
 
-def mastered(array: Any, master: Any) -> Any:
+def paired(array: Any, master: Any, publish: Any) -> Any:
     """A parameter with its second plane."""
 
 
-@means(mastered)
-def _mastered(array: Any, master: Any) -> Callable[..., Any]:
-    if not isinstance(master, types.Array):  # None
-        return lambda array, master: array
+@means(paired)
+def _paired(array: Any, master: Any, publish: Any) -> Callable[..., Any]:
     if is_words(master):
-        return lambda array, master: Split(array[0], master)
-    if format_of(array) is BFloat16:
-        return lambda array, master: BFloat16Master(array[0], master)
-    return lambda array, master: Float16Master(array[0], master)
+        return lambda array, master, publish: Split(array[0], master)
+    if isinstance(master, types.Array):
+        made: Any = BFloat16Master if format_of(array) is BFloat16 else Float16Master
+        return lambda array, master, publish: made(array[0], master)
+    if format_of(publish):
+        copy: Any = BFloat16Copy if format_of(publish) is BFloat16 else Float16Copy
+        return lambda array, master, publish: copy(array, publish[0])
+    return lambda array, master, publish: array
 
 
 # Codecs ---------------------------------------------------------------------------------------------------------------
@@ -158,13 +207,19 @@ def _bits_of(number: Any) -> Callable[..., Any]:
     return lambda number: np.float32(number).view(np.uint32)
 
 
-def by_name(text: Callable[..., Any]) -> None:
-    """Let compiled code call a text by its name."""
-    means(text)(lambda *arguments: text)
+def by_name(*texts: Callable[..., Any]) -> None:
+    """Let compiled code call texts by their names."""
+    for text in texts:
+        means(text)(_always(text))
 
 
-for _text in (from_bfloat16, to_bfloat16, from_float16, to_float16, to_odd, joined, halves, is_nan):
-    by_name(_text)
+def _always(text: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: text
+
+
+by_name(from_bfloat16, to_bfloat16, from_float16, to_float16, to_odd, joined, halves, is_nan)
+by_name(_formats.finite_size, _formats.level_of, _formats.size_of, steps_of_octave)
+by_name(from_int8, _formats.to_int8, from_squares8, _formats.to_squares8, from_steps8, _formats.to_steps8)
 
 
 def load(array: Any, i: Any, real: Any) -> Any:
@@ -181,6 +236,14 @@ def _load(array: Any, i: Any, real: Any) -> Callable[..., Any]:
         return lambda array, i, real: number(single(from_float16(array.words[i])))
     if made is Split:
         return lambda array, i, real: single(joined(array.high[i], array.low[i]))
+    if made in (BFloat16Copy, Float16Copy):
+        return lambda array, i, real: array.full[i]
+    if made is Int8:
+        return lambda array, i, real: from_int8(array.code[i], array.scale[i // QUANTA])
+    if made is Squares8:
+        return lambda array, i, real: from_squares8(array.code[i], array.scale[i // QUANTA])
+    if made is Steps8:
+        return lambda array, i, real: from_steps8(array.code[i], array.grid[0], steps_of_octave(array.grid))
     if made is None:
         return lambda array, i, real: number(array[i])
     widen, narrow = (from_bfloat16, to_bfloat16) if made is BFloat16Master else (from_float16, to_float16)
@@ -211,7 +274,14 @@ def _store(array: Any, i: Any, value: Any) -> Callable[..., None]:
             array.high[i], array.low[i] = halves(bits_of(value))
 
         return split
-    narrow = to_bfloat16 if made in (BFloat16, BFloat16Master) else to_float16
+    narrow = to_bfloat16 if made in (BFloat16, BFloat16Master, BFloat16Copy) else to_float16
+    if made in (BFloat16Copy, Float16Copy):
+
+        def published(array: Any, i: Any, value: Any) -> None:
+            array.full[i] = value
+            array.words[i] = narrow(bits_of(value))
+
+        return published
     if len(planes_of(array)) == 1:
 
         def words(array: Any, i: Any, value: Any) -> None:

@@ -337,18 +337,22 @@ cdef bint begins_with_zero(Py_buffer *view, int kind) noexcept:
 
 
 cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,
-                           long long coefs, const double *row, long long stages) noexcept nogil:
+                           long long coefs, const double *row, long long stages, uint64_t stochastic, uint64_t seed,
+                           uint64_t step, uint64_t first) noexcept nogil:
     """One step of one parameter on this thread, for code compiled at run time; returns 0.
 
     Such code is cached, and may have been compiled for another version of this module.  If that version had another
     ABI, more rules, stages or formats, or another number of arrays or coefficients for this rule, nothing is done and 1
     is returned.  `places` are rows of 1 + 2 (1 + ndim) numbers.  The first row begins with the size in bytes of the
     numbers that the rule computes in, and has the shape from its third number on.  Each other row has the format of an
-    array, then the address and the byte strides of each of its two planes, address 0 for a plane that is absent.
-    Strides are rewritten.  `row`: the coefficients of the rule, then those of the stages.
+    array, then the address and the byte strides of each of its two planes, address 0 for a plane that is absent; the
+    last is the average of the parameter.  All but the formats are rewritten.  `row`: the coefficients of the rule, then
+    those of the stages.  If `stochastic` is not 0, numbers are rounded at random by the numbers that follow it, as those
+    of a parameter with the number 0.
     """
     cdef proptim_segment segment
     cdef proptim_row numbers
+    cdef proptim_plane_array *array
     cdef long long j, length = 1 + 2 * (1 + ndim)
     if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
         return 1
@@ -358,16 +362,22 @@ cdef long long step_arrays(long long abi, long long rule, long long ndim, long l
     segment.dtype = PROPTIM_F32 if places[0] == 4 else PROPTIM_F64
     segment.ndim = <int>ndim
     segment.shape = <size_t *>(places + 2)
-    for j in range(arrays):
+    segment.first = first
+    segment.order = places + 3 + ndim if stochastic else NULL
+    for j in range(arrays + 1):
         places += length
         if places[0] >= PROPTIM_FORMATS:
             return 1
-        segment.arrays[j].format = <unsigned char>places[0]
-        segment.arrays[j].planes[0] = <void *>places[1]
-        segment.arrays[j].strides[0] = places + 2
-        segment.arrays[j].planes[1] = <void *>places[2 + ndim]
-        segment.arrays[j].strides[1] = places + 3 + ndim
+        array = &segment.arrays[j if j < arrays else PROPTIM_AVERAGE]
+        array.format = <unsigned char>places[0]
+        array.planes[0] = <void *>places[1]
+        array.strides[0] = places + 2
+        array.planes[1] = <void *>places[2 + ndim]
+        array.strides[1] = places + 3 + ndim
     proptim_row_init(&numbers, <proptim_rule>rule, row)
+    numbers.rounding = PROPTIM_STOCHASTIC if stochastic else PROPTIM_NEAREST
+    numbers.seed = seed
+    numbers.step = step
     memcpy(numbers.stages, row + coefs, stages * sizeof(double))
     proptim_layout(&segment)
     proptim_step(_isa, <proptim_rule>rule, &segment, 1, &numbers, 1, NULL)
@@ -378,7 +388,8 @@ def step_arrays_for_jit():
     """Address of `step_arrays`, the ABI that it is called with, and the formats by name."""
     formats = {"PLAIN": PROPTIM_PLAIN, "BF16": PROPTIM_BF16, "F16": PROPTIM_F16, "SPLIT": PROPTIM_SPLIT,
                "BF16_MASTER": PROPTIM_BF16_MASTER, "F16_MASTER": PROPTIM_F16_MASTER, "FLOAT32": PROPTIM_FLOAT32,
-               "FLOAT64": PROPTIM_FLOAT64}
+               "FLOAT64": PROPTIM_FLOAT64, "BF16_COPY": PROPTIM_BF16_COPY, "F16_COPY": PROPTIM_F16_COPY,
+               "INT8": PROPTIM_INT8, "SQUARES8": PROPTIM_SQUARES8, "STEPS8": PROPTIM_STEPS8}
     return <size_t>&step_arrays, PROPTIM_ABI, formats
 
 

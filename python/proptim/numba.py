@@ -30,7 +30,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -51,27 +51,30 @@ try:
         first,
         format_of,
         load,
-        mastered,
+        paired,
         planes_of,
         planewise,
         real_of,
         store,
     )
+    from proptim._numba_stores import all_opened, close_all, move
 except ModuleNotFoundError as error:
     message = f"proptim.numba needs Numba ({error}): pip install 'proptim[numba]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from proptim import OPTIMIZERS, _backend, _formats, functional
 from proptim._arrays import Array, Bits, as_array
+from proptim._formats import QUANTA, Compact, Int8, Squares8, Steps8
 from proptim._rows import Rows
-from proptim._storage import SCALE
+from proptim._storage import SCALE, array_of
+from proptim.rprop import _grid_steps, _on_grid
 from proptim.rule import LARGEST, Rule
 
 # What the core is to LLVM: a symbol, for code with an address in it cannot be cached. Always there, because to call one
 # that is missing would end the process: without the core it is a function that refuses.
 _step_arrays = types.ExternalFunction(
     "proptim_step_arrays",
-    types.int64(*[types.int64] * 4, types.voidptr, types.int64, types.voidptr, types.int64),
+    types.int64(*[types.int64] * 4, types.voidptr, types.int64, types.voidptr, types.int64, *[types.uint64] * 4),
 )
 if _backend.missing_core:
     _refuse = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 1)
@@ -83,11 +86,10 @@ else:
 binding.add_symbol(_step_arrays.symbol, _address)
 
 
-NEAREST, ALONE = "stores in compiled code round to nearest", "compiled code writes the parameter and its state alone"
-REFUSED = {"rounding": NEAREST, "seed": NEAREST, **dict.fromkeys(("ema", "average", "publish"), ALONE)}
-"""Keywords of `proptim.functional` that compiled code refuses, and why."""
-APART = (*REFUSED, "threads", "backend")
+APART = ("threads", "backend")
 """Keywords of `proptim.functional` that are none in compiled code."""
+BESIDE = ("master", "average", "publish")
+"""Keywords that are arrays like the parameter."""
 
 
 class Step(functional.OneShot):
@@ -102,11 +104,10 @@ class Step(functional.OneShot):
         self.backend = backend
         self.place = self.__name__ if backend is None else f"{backend}.{self.__name__}"
         self.__doc__ = f"One step of `{optimizer.__name__}` on one parameter, in place; see `proptim.numba`."
-        self.scales = {name + SCALE for name in optimizer.states}
-        """Keywords of state in one byte, which compiled code does not step."""
-        without = {*APART, *self.scales}
-        self.keywords = {name: value for name, value in self.keywords.items() if name not in without}
+        self.keywords = {name: value for name, value in self.keywords.items() if name not in APART}
         self.__signature__ = self._signature()
+        self.entries: dict[frozenset[str], Callable[..., None]] = {}
+        """What is compiled, by the keywords and arrays that are given."""
         self.type = StepType(self)
 
     def __repr__(self) -> str:
@@ -127,105 +128,181 @@ class Step(functional.OneShot):
         """Check the types of a call, and return the function that Numba compiles for them."""
         if self.backend == "c" and _backend.missing_core:
             raise TypingError(f"proptim.numba.c: {_backend.missing_core}; expected proptim.numba.{self.__name__}")
-        for name, why in REFUSED.items():
-            if name in keywords:
-                raise TypingError(
-                    f"proptim.numba.{self.place}: {name} is given, and {why}; expected none: make the step from "
-                    "Python, by an optimizer or proptim.functional"
-                )
-        for name in self.scales:
-            if name in keywords:
-                raise TypingError(
-                    f"proptim.numba.{self.place}: {name} is given, and compiled code steps one element after the other "
-                    "while 256 in one byte share a scale; expected state of 16 bits or more, or a step from Python"
-                )
         try:
             given = self.__signature__.bind(*args, **keywords).arguments
         except TypeError as error:
             raise TypingError(f"proptim.numba.{self.place}: {error}; expected {self.__signature__}") from None
-        param = given["param"]
-        for name in ("param", *self.given, *self.optimizer.states, "master"):
-            kind = given.get(name, types.none)
-            if kind is types.none and (name in self.optimizer.optional or name == "master"):
-                continue
-            if name == "indices":
-                check_indices(kind, param)
-                continue
-            check_type(name, kind, param, cast="cast_grads" in given)
-            if not all(plane.mutable for plane in planes_of(kind)) and (name not in GRADIENTS or "zero_grads" in given):
-                raise TypingError(f"{name} is read-only; expected a writable array")
+        given = {name: kind for name, kind in given.items() if not isinstance(kind, types.NoneType)}
+        for name in self._needed(given):
+            self._check_array(name, given)
+        for name, one, other in (("ema", "ema", "average"), ("average", "average", "ema")):
+            if one in given and other not in given:
+                raise TypingError(
+                    f"{name} is given, and no {other}; expected both or neither: proptim.numba.{self.__name__}.init("
+                    "param, ema=0.999) makes the average, and ema= is its decay in each step"
+                )
         for name, kind in given.items():
-            like = 1 if name == "step" and kind is not types.none else self.keywords.get(name)
-            if name in self.keywords and name != "master" and not fits(like, kind):
+            like = (self.keywords | {"step": 1, "ema": 0.0}).get(name)
+            if name in self.keywords and name not in self._needed(given) and not fits(like, kind):
                 raise TypingError(f"{name} is {kind}; expected the like of {like!r}, and no schedule")
-        return self.entry
+        names = frozenset(given)
+        if names not in self.entries:
+            self.entries[names] = self._entry(names)
+        return self.entries[names]
+
+    def _needed(self, given: Container[str]) -> list[str]:
+        """The names of the arrays that there are in a call with these arguments, and of those that there must be."""
+        scales = [name + SCALE for name in self.optimizer.states]
+        needed = [name for name in self.optimizer.states if name in given or name not in self.optimizer.optional]
+        return ["param", *self.given, *needed, *(name for name in (*BESIDE, *scales) if name in given)]
+
+    def _check_array(self, name: str, given: Mapping[str, Any]) -> None:
+        """Raise TypingError unless the array of this name is one that the step takes."""
+        param, kind = given["param"], given.get(name, types.none)
+        if name == "indices":
+            check_indices(kind, param)
+        elif name == "publish":
+            check_copy(kind, param)
+        elif (state := array_of(name)) in self.optimizer.states and state + SCALE in given:
+            check_one_byte(state, self.optimizer.in_one_byte(state), given)
+        elif state in self.optimizer.states and getattr(kind, "dtype", None) in (types.int8, types.uint8):
+            raise TypingError(f"{name} has one byte and no {name}{SCALE}; expected both, as init() makes them")
+        else:
+            check_type(name, kind, param, cast="cast_grads" in given)
+        written = name not in GRADIENTS or "zero_grads" in given
+        if written and name != "indices" and not all(plane.mutable for plane in planes_of(kind)):
+            raise TypingError(f"{name} is read-only; expected a writable array")
 
     @cached_property
-    def entry(self) -> Callable[..., None]:
-        """What is compiled: a function with our parameters written out, for Numba has no `**`."""
+    def _known(self) -> dict[str, Any]:
+        """What the functions of all types call, by its name there."""
         run = run_core if self.backend == "c" else run_text
         known: dict[str, Any] = {"numbers": numbers(self.optimizer, self.losses), "run": run(self.optimizer)}
         known |= {"steady": compiled(self.optimizer.steady), "needs_loss": compiled(self.optimizer.needs_loss)}
-        known |= {"same_shape": same_shape, "apart": apart, "check": check, "inf": math.inf}
-        known |= {"float64": np.float64, "within": within, "in_dtype": in_dtype}
-        known |= {"mastered": mastered, "first": first, "begins_with_zero": begins_with_zero}
+        known |= {"same_shape": same_shape, "extent": extent, "sharing": sharing, "check": check, "inf": math.inf}
+        known |= {"float32": np.float32, "float64": np.float64, "uint64": np.uint64}
+        known |= {"within": within, "in_dtype": in_dtype, "paired": paired, "first": first}
+        known |= {"begins_with_zero": begins_with_zero}
+        known |= {"are_scales": are_scales, "is_grid": is_grid, "grid_steps": grid_steps, "on_grid": on_grid}
+        known |= {"Int8": Int8, "Squares8": Squares8, "Steps8": Steps8}
         known |= {"copied": copied, "are_rows": are_rows, "fits_rows": fits_rows, "summed": summed, "zero": zero}
-        known |= {"over": over, "taken": taken, "put_rows": put_rows}
-        text = "\n    ".join(self._lines())
-        exec(compile(text, f"<proptim.numba.{self.place}>", "exec"), known)
+        return known | {"over": over, "taken": taken, "one_row": one_row, "put_rows": put_rows}
+
+    def _entry(self, given: frozenset[str]) -> Callable[..., None]:
+        """What is compiled: a function with our parameters written out, for Numba has no `**`."""
+        known = dict(self._known)
+        exec(compile("\n    ".join(self._lines(given)), f"<proptim.numba.{self.place}>", "exec"), known)
         entry: Callable[..., None] = known[self.__name__]
         return entry
 
-    def _lines(self) -> Iterator[str]:
-        optional, states, numbers = self.optimizer.optional, self.optimizer.states, self.given[-1]
-        arrays = ["param", numbers, *states]
-        parameters = [f"{name}=None" if name in optional else name for name in ("param", *self.given, *states)]
-        parameters += [f"{name}={default!r}" for name, default in self.keywords.items()]
+    def _lines(self, given: frozenset[str]) -> Iterator[str]:
+        rule, optional = self.optimizer, self.optimizer.optional
+        parameters = [f"{name}=None" if name in optional else name for name in ("param", *self.given, *rule.states)]
+        # A rounding that is not given is none, so that its type tells that no number is rounded at random.
+        defaults = self.keywords | {"rounding": None}
+        parameters += [f"{name}={default!r}" for name, default in defaults.items()]
         yield f"def {self.__name__}({', '.join(parameters)}):"
         yield "if step is not None and step < 1:"
         yield "    raise ValueError('step is below 1; expected the number of this step, counted from 1')"
-        yield from self._fit()
-        for name in (*states, "master"):
-            yield f"if not same_shape({name}, param):"
-            yield f"    raise ValueError('{name} has not the shape of param; expected it')"
-        for name in self.optimizer.never_zero:
-            yield f"if first(param).size and begins_with_zero({name}):"
-            made = f"proptim.numba.{self.__name__}.init(param) makes"
-            yield f"    raise ValueError('{name} begins with 0, which no step leaves; expected what {made}')"
-        for one, other in itertools.combinations([*arrays, "master"], 2):
-            yield f"if not apart({one}, {other}):"
-            yield f"    raise ValueError('{one} and {other} share memory; expected separate memory: pass a copy')"
-        # The texts of `advance` and `stages` take a mapping. If it contains a string, Numba keeps all types.
-        hyper = [f"{name!r}: {as_float(name, default)}" for name, default in self.optimizer.hyper.items()]
-        yield f"h = {{'rule': {self.__name__!r}, {', '.join(hyper)}}}"
-        for name, default in self.optimizer.hyper.items():
-            yield from self._range(name, default)
+        states = [name for name in rule.states if name in given]
+        one_byte = [name for name in states if name + SCALE in given]
+        yield from self._check_memory(states, one_byte, [name for name in BESIDE if name in given])
+        yield from self._hyperparameters(one_byte)
         for name, switch in optional.items():
-            yield f"if {switch} and {name} is None:"
-            yield f"    raise ValueError('{switch} is on; expected an array {name}')"
+            if name not in given:
+                yield f"if {switch}:"
+                yield f"    raise ValueError('{switch} is on; expected an array {name}')"
         yield "if step is None and not (steady(h) or needs_loss(h)):"
         counting = f"{self.__name__} counts its steps; expected step=, the number of this one, from 1 on"
         yield f"    raise ValueError('{counting}')"
-        counts = [name for name in self.keywords if name in self.optimizer.clock_start and name != "step"]
+        average, draw, share = "None", "", "0.0"
+        if "rounding" in given:
+            yield "if rounding != 'nearest' and rounding != 'stochastic':"
+            yield "    raise ValueError(\"Invalid rounding: expected 'nearest' or 'stochastic'\")"
+            yield "if rounding == 'stochastic' and step is None:"
+            yield "    raise ValueError('numbers are rounded at random by the number of the step; expected step=')"
+            yield "if seed < 0:"
+            yield "    raise ValueError('Invalid seed: expected a whole number >= 0, below 2**64')"
+            draw = "rounding == 'stochastic', uint64(seed), uint64(0 if step is None else step)"
+        if "average" in given:
+            yield "if not 0 <= float64(ema) < 1:"
+            yield "    raise ValueError('Invalid ema value: expected a number >= 0 and < 1')"
+            average, share = "average", "1.0 - float64(ema)"
+        counts = [name for name in self.keywords if name in rule.clock_start and name != "step"]
         clock = [*counts, "None"][0]
         loss = "loss" if self.losses else "None"
-        more = "float64(grad_scale), int(zero_grads), int(flush_denormals)"
+        more = f"float64(grad_scale), int(zero_grads), int(flush_denormals), {share}"
         yield f"coefs, stages = numbers(h, 2 if step is None else step, {clock}, {loss}, {more})"
-        yield f"check(coefs, stages, param, {numbers}, cast_grads)"
+        yield f"check(coefs, stages, param, {self.given[-1]}, cast_grads)"
+        pair = [name if name in given else "None" for name in ("master", "publish")]
+        arrays = [f"paired(param, {', '.join(pair)})"]
+        for name in rule.states:
+            made = f"{rule.in_one_byte(name).__name__}({name}, {name}{SCALE})" if name in one_byte else name
+            arrays.append(made if name in given else "None")
+        yield f"arrays = ({', '.join(arrays)},)"
         yield from self._before()
         when = "if"
-        for on in itertools.product((True, False), repeat=len(optional)):
-            off = [name for name, used in zip(optional, on, strict=True) if not used]
-            used = " and ".join(switch for name, switch in optional.items() if name not in off)
-            yield f"{when} {used or True}:"
-            stepped = zip(("param", numbers, *states), self._stepped(), strict=True)
-            yield f"    run(({', '.join('None' if name in off else each for name, each in stepped)}), coefs, stages)"
+        switches = {i: optional[name] for i, name in enumerate(rule.states, 1) if name in given and name in optional}
+        for on in itertools.product((True, False), repeat=len(switches)):
+            used = dict(zip(switches, on, strict=True))
+            yield f"{when} {' and '.join(switches[i] for i, yes in used.items() if yes) or True}:"
+            stepped = [f"{self.stepped}[{i}]" if used.get(i, True) else "None" for i in range(len(arrays))]
+            stepped.insert(1, "grad")
+            yield from self._run(f"({', '.join(stepped)})", average, draw)
             when = "elif"
         yield from self._after()
 
-    def _stepped(self) -> list[str]:
-        """The arrays that are stepped: the parameter, its gradient and the state."""
-        return ["mastered(param, master)", "grad", *self.optimizer.states]
+    def _check_memory(self, states: list[str], one_byte: list[str], beside: list[str]) -> Iterator[str]:
+        """Checks of shapes, of what arrays begin with, and that no two share memory."""
+        yield from self._fit()
+        for name in (*states, *beside):
+            yield f"if not same_shape({name}, param):"
+            yield f"    raise ValueError('{name} has not the shape of param; expected it')"
+        for name in one_byte:
+            legal = "is_grid" if self.optimizer.in_one_byte(name) is Steps8 else "are_scales"
+            yield f"if not {legal}({name}{SCALE}, {name}.size):"
+            expected = "expected both as init() makes them"
+            yield f"    raise ValueError('{name}{SCALE} is not what belongs to {name}; {expected}')"
+        for name in self.optimizer.never_zero.difference(one_byte):
+            yield f"if first(param).size and begins_with_zero({name}):"
+            made = f"proptim.numba.{self.__name__}.init(param) makes"
+            yield f"    raise ValueError('{name} begins with 0, which no step leaves; expected what {made}')"
+        names = ["param", self.given[-1], *states, *beside, *(name + SCALE for name in one_byte)]
+        yield f"pair = sharing(({', '.join(f'extent({name})' for name in names)}))"
+        for i, (one, other) in enumerate(itertools.combinations(names, 2)):
+            yield f"if pair == {i}:"
+            yield f"    raise ValueError('{one} and {other} share memory; expected separate memory: pass a copy')"
+
+    def _hyperparameters(self, one_byte: list[str]) -> Iterator[str]:
+        """The mapping of hyperparameters, and checks of them."""
+        # The texts of `advance` and `stages` take a mapping. If it contains a string, Numba keeps all types.
+        rule = self.optimizer
+        hyper = {name: as_float(name, default) for name, default in rule.hyper.items()}
+        yield mapping(self.__name__, hyper)
+        for name, default in rule.hyper.items():
+            yield from self._range(name, default)
+        for name in sorted(rule.fixed_in_one_byte):
+            if rule.hyper[name] is False and not legal_in_one_byte(rule, name, one_byte):
+                yield f"if {name}:"
+                like = f"{one_byte[0]} is in one byte; expected 16 bits or more"
+                yield f"    raise ValueError('{name} is on, and {like}')"
+        for name in one_byte:
+            if rule.in_one_byte(name) is Steps8:
+                yield "if grid_steps(h['etas']) == 0:"
+                like = "expected eta_plus = 2**(1/n) with n of 1 to 4, and eta_minus a power of it"
+                yield f"    raise ValueError('etas are not those of step sizes in one byte; {like}')"
+                largest = f"{name}{SCALE}[0] != float32(h['step_sizes'][1])"
+                yield f"if {largest} or {name}{SCALE}[1] != grid_steps(h['etas']):"
+                like = f"the grid of other etas or step_sizes; expected those that {name} was made for"
+                yield f"    raise ValueError('{name}{SCALE} is {like}')"
+                yield mapping(self.__name__, hyper | {"step_sizes": f"on_grid(h['step_sizes'], {name}{SCALE})"})
+
+    stepped = "arrays"
+    """The name of the tuple of what is stepped, but for the gradient: parameter and state."""
+
+    def _run(self, arrays: str, average: str, draw: str) -> Iterator[str]:
+        """The step itself; `draw` is empty, or the expressions of what decides the random bits."""
+        yield f"    run({arrays}, coefs, stages, {average}, {f'({draw}, 0)' if draw else None})"
 
     def _before(self) -> Iterator[str]:
         """What is done before the step, once all arguments have been checked."""
@@ -259,6 +336,18 @@ class RowsStep(Step):
     suffix = "_rows"
     given = ("indices", "values")
 
+    def _check_array(self, name: str, given: Mapping[str, Any]) -> None:
+        if name == "average":
+            raise TypingError(
+                "average is given, and it moves in all rows at each step; expected no average beside a gradient of rows"
+            )
+        if name + SCALE in given and name in self.optimizer.states and self.optimizer.in_one_byte(name) is not Steps8:
+            raise TypingError(
+                f"{name} is in int8, where 256 weights of one block share a scale, rows that are not stepped among "
+                "them; expected state of 16 bits or more beside a gradient of rows"
+            )
+        super()._check_array(name, given)
+
     def __call__(self, /, *args: Any, **keywords: Any) -> None:
         arrays = self._arrays(self.given, args, keywords)
         rows = Rows(*(unwrapped(arrays.pop(name)) for name in self.given))
@@ -271,15 +360,23 @@ class RowsStep(Step):
         yield "if not are_rows(indices, len(first(param))):"
         yield "    raise ValueError('indices has one that is no row of param; expected 0 to len(param) - 1')"
 
-    def _stepped(self) -> list[str]:
-        return ["parts[0]", "grad", *(f"parts[{i + 1}]" for i in range(len(self.optimizer.states)))]
+    stepped = "parts"
 
     def _before(self) -> Iterator[str]:
         yield "rows, grad = summed(param, indices, values)"
         yield "if zero_grads:"
         yield "    zero(values)"
-        yield f"arrays = ({', '.join(['mastered(param, master)', *self.optimizer.states])},)"
         yield "parts = over(taken, arrays, rows, None)"
+
+    def _run(self, arrays: str, average: str, draw: str) -> Iterator[str]:
+        if not draw:
+            yield from super()._run(arrays, average, draw)
+            return
+        # The random bits of an element are those of its place in the whole parameter.
+        yield "    width = first(param).size // max(1, len(first(param)))"
+        yield "    for k in range(len(rows)):"
+        place = f"({draw}, uint64(rows[k] * width))"
+        yield f"        run(over(one_row, {arrays}, k, None), coefs, stages, None, {place})"
 
     def _after(self) -> Iterator[str]:
         yield "put_rows(arrays, parts, rows)"
@@ -288,12 +385,49 @@ class RowsStep(Step):
 GRADIENTS = (Step.given[-1], RowsStep.given[-1])
 
 
+def mapping(name: str, hyper: Mapping[str, str]) -> str:
+    """The line that makes the mapping of hyperparameters from the expression of each."""
+    return f"h = {{'rule': {name!r}, {', '.join(f'{key!r}: {each}' for key, each in hyper.items())}}}"
+
+
 def check_indices(kind: Any, param: Any) -> None:
     """Raise TypingError unless an array of this type can be the indices of rows of that parameter."""
     if not isinstance(kind, types.Array) or not isinstance(kind.dtype, types.Integer) or kind.ndim != 1:
         raise TypingError(f"indices is {kind}; expected an array of integers of one dimension")
     if planes_of(param) and planes_of(param)[0].ndim == 0:
         raise TypingError("param has no dimension, and so no rows to have a gradient; expected an array with one")
+
+
+def check_one_byte(state: str, form: type[Compact], given: Mapping[str, Any]) -> None:
+    """Raise TypingError unless codes and scales of these types are state in one byte of that parameter."""
+    param, code, scale = given["param"], given.get(state, types.none), given[state + SCALE]
+    planes = planes_of(param)
+    if real_of(param) != types.float32:
+        raise TypingError(
+            f"{state} is in one byte, and param is {param}; expected a parameter that is stepped in float32"
+        )
+    kind = types.int8 if form is Int8 else types.uint8
+    if not isinstance(code, types.Array) or code.dtype != kind or (planes and code.ndim != planes[0].ndim):
+        raise TypingError(
+            f"{state} is {code} beside {state}{SCALE}; expected {kind} of the shape of param, as init() makes"
+        )
+    if not isinstance(scale, types.Array) or scale.dtype != types.float32 or scale.ndim != 1:
+        raise TypingError(
+            f"{state}{SCALE} is {scale}; expected an array of float32 of one dimension, as init() makes it"
+        )
+    if code.layout != "C" and code.ndim:
+        raise TypingError(f"{state} is {code}, whose elements are not in C order; expected an array as init() makes it")
+
+
+def check_copy(kind: Any, param: Any) -> None:
+    """Raise TypingError unless an array of this type can get copies of that parameter."""
+    if format_of(param) or getattr(param, "dtype", None) != types.float32:
+        raise TypingError(f"publish is given, and param is {param}; expected none: copies are of float32 parameters")
+    if format_of(kind) not in (BFloat16, Float16):
+        words = "proptim.numba.bfloat16(publish) or .float16(publish)"
+        raise TypingError(f"publish is {kind}; expected {words} with an array of uint16 like param")
+    if planes_of(kind)[0].ndim != planes_of(param)[0].ndim:
+        raise TypingError(f"publish has {planes_of(kind)[0].ndim} dimensions; expected those of param")
 
 
 def check_type(name: str, kind: Any, param: Any, cast: bool) -> None:
@@ -313,6 +447,8 @@ def check_type(name: str, kind: Any, param: Any, cast: bool) -> None:
         made is None and not (isinstance(kind, types.Array) and kind.dtype in (types.float32, types.float64))
     ):
         raise TypingError(f"{name} is {kind}; expected an array of float32 or float64, or {words} for one of 16 bits")
+    elif name == "average" and made is not None:
+        raise TypingError(f"average is {kind}; expected {real}, in which the rule computes for param")
     elif made is None and name in GRADIENTS and kind.dtype.bitwidth > real.bitwidth and not cast:
         raise TypingError(f"{name} is {kind}; expected {real}: use .astype, or pass cast_grads=True")
     elif made is None and name not in (*GRADIENTS, "param") and kind.dtype != real:
@@ -367,9 +503,9 @@ def numbers(optimizer: type[Rule], losses: bool) -> Callable[..., Any]:
         return math.nan if losses else None
 
     @plain
-    def numbers(h: Any, step: Any, given: Any, loss: Any, scale: Any, zero: Any, flush: Any) -> Any:
+    def numbers(h: Any, step: Any, given: Any, loss: Any, scale: Any, zero: Any, flush: Any, share: Any) -> Any:
         coefs, _ = advance(h, clock(h, unknown(step) - 1.0, given), heard(h, loss))
-        return coefs, stages(h, scale, zero, flush)
+        return coefs, stages(h, scale, zero, flush, share)
 
     return numbers
 
@@ -419,6 +555,16 @@ def legal(optimizer: type[Rule], name: str, place: int | None) -> tuple[bool, ..
         return True
 
     return tuple(map(passes, (-1.0, 0.0, 0.5, 1.0, 2.0)))
+
+
+def legal_in_one_byte(optimizer: type[Rule], switch: str, states: list[str]) -> bool:
+    """Whether a switch may be on while these states are in one byte; the rule's own check decides."""
+    h = {**optimizer.hyper, switch: True}
+    try:
+        optimizer.held_in_one_byte(h, h, frozenset(states))
+    except ValueError:
+        return False
+    return True
 
 
 @compiled
@@ -472,6 +618,21 @@ def unknown(context: Any, step: Any) -> Any:
     return types.int64(step), code
 
 
+grid_steps, on_grid = compiled(_grid_steps), compiled(_on_grid)
+
+
+@compiled
+def is_grid(grid: Any, _: Any) -> Any:
+    return len(grid) == 2
+
+
+@compiled
+def are_scales(scale: Any, elements: Any) -> Any:
+    """Whether these are scales of so many codes, all finite and >= 0."""
+    legal = (scale >= 0) & (scale < np.inf)
+    return len(scale) == -(-elements // QUANTA) and legal.all()
+
+
 # Arrays --------------------------------------------------------------------------------------------------------------
 
 
@@ -498,24 +659,32 @@ def _begins_with_zero(array: Any) -> Callable[..., Any]:
     return lambda array: array.flat[0] == 0
 
 
-def apart(one: Any, other: Any) -> Any:
-    """False for two arrays that share memory and are both one dense run; other arrays are not checked."""
+def extent(array: Any) -> Any:
+    """The first address of an array that is one dense run, and that after its last; two zeros for any other array."""
 
 
-@means(apart)
-def _apart(one: Any, other: Any) -> Callable[..., Any]:
-    if not (planes_of(one) and planes_of(other)):  # None
-        return lambda one, other: True
-    if format_of(one) or format_of(other):
-        return lambda one, other: apart(first(one), first(other))
+@means(extent)
+def _extent(array: Any) -> Callable[..., Any]:
+    if format_of(array):
+        return lambda array: extent(first(array))
 
-    def dense(one: Any, other: Any) -> Any:
-        if not (one.flags.contiguous and other.flags.contiguous) or one.size == 0 or other.size == 0:
-            return True
-        start, end = one.ctypes.data, other.ctypes.data
-        return start + one.nbytes <= end or end + other.nbytes <= start
+    def dense(array: Any) -> Any:
+        start = np.intp(array.ctypes.data)
+        return (start, start + array.nbytes) if array.flags.contiguous and array.size else (np.intp(0), 0)
 
     return dense
+
+
+@compiled
+def sharing(extents: Any) -> Any:
+    """The number of the first pair of extents that have an address in common, in the order of combinations; or -1."""
+    pair = 0
+    for i in range(len(extents)):
+        for j in range(i + 1, len(extents)):
+            if extents[i][0] < extents[j][1] and extents[j][0] < extents[i][1]:
+                return pair
+            pair += 1
+    return -1
 
 
 # What is done to each plane of an array
@@ -555,10 +724,10 @@ def run_text(optimizer: type[Rule]) -> Callable[..., None]:
     """A step by the Python text, for arrays of any shape and strides."""
     of_one_dimension = loop(optimizer.rule)
 
-    def run(arrays: Any, coefs: Any, stages: Any) -> None:
+    def stepped(arrays: Any, coefs: Any, stages: Any) -> None:
         """The result of `typed`."""
 
-    @means(run)
+    @means(stepped)
     def typed(arrays: Any, coefs: Any, stages: Any) -> Callable[..., None]:
         layouts = {plane.layout for array in arrays for plane in planes_of(array)}
         if planes_of(arrays[0])[0].ndim == 1:
@@ -566,13 +735,21 @@ def run_text(optimizer: type[Rule]) -> Callable[..., None]:
         if layouts == {"C"}:
             return lambda arrays, coefs, stages: of_one_dimension(over(flat, arrays, None, None), coefs, stages)
         if layouts == {"F"}:
-            return lambda arrays, coefs, stages: run(over(transposed, arrays, None, None), coefs, stages)
+            return lambda arrays, coefs, stages: stepped(over(transposed, arrays, None, None), coefs, stages)
 
         def rows(arrays: Any, coefs: Any, stages: Any) -> None:
             for i in range(len(first(arrays[0]))):
-                run(over(at, arrays, i, None), coefs, stages)
+                stepped(over(at, arrays, i, None), coefs, stages)
 
         return rows
+
+    @compiled
+    def run(arrays: Any, coefs: Any, stages: Any, average: Any, draw: Any) -> None:
+        opened = all_opened(arrays, draw)
+        stepped(opened, coefs, stages)
+        close_all(arrays[:1], opened[:1], draw, 0)
+        close_all(arrays[2:], opened[2:], draw, 2)
+        move(average, arrays[0], stages[-1])
 
     return run
 
@@ -615,6 +792,17 @@ def taken(array: Any, rows: Any) -> Any:
     return planewise(rows_of, array, rows)
 
 
+@compiled
+def one_of(plane: Any, k: Any) -> Any:
+    return plane[k : k + 1]
+
+
+@compiled
+def one_row(array: Any, k: Any) -> Any:
+    """One row of an array, in the same memory."""
+    return planewise(one_of, array, k)
+
+
 def put_rows(arrays: Any, parts: Any, rows: Any) -> None:
     """Copy the rows back to each plane of each array, of which some are None."""
 
@@ -626,9 +814,10 @@ def _put_rows(arrays: Any, parts: Any, rows: Any) -> Callable[..., None]:
     if isinstance(arrays[0], types.NoneType):
         return lambda arrays, parts, rows: put_rows(arrays[1:], parts[1:], rows)
     if format_of(arrays[0]):
+        count = len(planes_of(arrays[0]))
 
         def planes(arrays: Any, parts: Any, rows: Any) -> None:
-            put_rows(tuple(arrays[0]), tuple(parts[0]), rows)
+            put_rows(tuple(arrays[0])[:count], tuple(parts[0])[:count], rows)
             put_rows(arrays[1:], parts[1:], rows)
 
         return planes
@@ -692,7 +881,10 @@ def _zero(array: Any) -> Callable[..., None]:
 
 
 def place(array: Any, param: Any) -> Any:
-    """The number of the format of an array, then address and strides of each of two planes; 0 for a missing one."""
+    """The number of the format of an array, then address and strides of each of two planes; 0 for a missing one.
+
+    Scales have the strides of their codes, which nobody reads.
+    """
 
 
 @means(place)
@@ -701,14 +893,15 @@ def _place(array: Any, param: Any) -> Callable[..., Any]:
     number = _numbers[FORMATS[made] if made else "PLAIN" if array.dtype == real else str(array.dtype).upper()]
     if made is None:
         return lambda array, param: (number, np.intp(array.ctypes.data), *array.strides, 0, *array.strides)
-    if len(planes_of(array)) == 1:
+    if made in (BFloat16, Float16):
         return lambda array, param: (number, np.intp(array[0].ctypes.data), *array[0].strides, 0, *array[0].strides)
+    of = len(planes_of(array)) - 1
     return lambda array, param: (
         number,
         np.intp(array[0].ctypes.data),
         *array[0].strides,
         np.intp(array[1].ctypes.data),
-        *array[1].strides,
+        *array[of].strides,
     )
 
 
@@ -727,17 +920,40 @@ def _head(param: Any) -> Callable[..., Any]:
     return lambda param: (size, 0, *first(param).shape, 0, *first(param).shape)
 
 
+def drawn(draw: Any) -> Any:
+    """What decides the random bits, in numbers of 64 bits: whether there are any, seed, step, first index."""
+
+
+@means(drawn)
+def _drawn(draw: Any) -> Callable[..., Any]:
+    if isinstance(draw, types.NoneType):
+        return lambda draw: (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
+    return lambda draw: (np.uint64(draw[0]), draw[1], draw[2], np.uint64(draw[3]))
+
+
 def run_core(optimizer: type[Rule]) -> Callable[..., None]:
     """A step by `step_arrays` of `_core.pyx`."""
     rule = -1 if _backend.missing_core else list(_core.rules()).index(optimizer.kernel)
 
     @compiled
-    def run(arrays: Any, coefs: Any, stages: Any) -> None:
+    def run(arrays: Any, coefs: Any, stages: Any, average: Any, draw: Any) -> None:
         shape = head(arrays[0])  # also what stands for an array that is off: its address is 0
-        places = np.array((shape, *over(placed, arrays, arrays[0], shape)))
+        places = np.array((shape, *over(placed, (*arrays, average), arrays[0], shape)))
         row = np.array((*coefs, *stages))
+        random, seed, step, index = drawn(draw)
         refused = _step_arrays(
-            _abi, rule, len(shape) // 2 - 1, len(arrays), places.ctypes, len(coefs), row.ctypes, len(stages)
+            _abi,
+            rule,
+            len(shape) // 2 - 1,
+            len(arrays),
+            places.ctypes,
+            len(coefs),
+            row.ctypes,
+            len(stages),
+            random,
+            seed,
+            step,
+            index,
         )
         if refused:
             raise RuntimeError(

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proptim._arrays import Array, real_view, select
-from proptim._formats import FORGET, REMEMBERED, SIZES, Compact, Steps, Steps8, arithmetic, rounded, widened
+from proptim._formats import (
+    FORGET,
+    REMEMBERED,
+    SIZES,
+    Compact,
+    Steps,
+    Steps8,
+    arithmetic,
+    from_steps8,
+    rounded,
+    steps_of_octave,
+    widened,
+)
 from proptim._options import Options
 from proptim._parameters import Clock, Values, check_number, is_pair, is_schedule
 from proptim.optimizer import Optimizer
@@ -26,9 +38,25 @@ ETAS_ON_GRID = (0.5, 2**0.25)
 """For state in one byte: of all that are on a grid those nearest to the default."""
 
 
-def _close(x: float, y: float) -> bool:
-    """Whether two numbers are the same but for roundings to float32."""
-    return math.isclose(x, y, rel_tol=1e-6)
+# Two texts for steps in one byte, which Numba compiles as it does the rule.
+
+
+def _grid_steps(etas: Any) -> Any:
+    """The steps of an octave, 1 to 4, of the grid of step sizes that these etas are on; 0 if they are on none."""
+    minus, plus = etas
+    n = round(1 / math.log2(plus))
+    m = round(-math.log2(minus) * n)
+    # The same but for roundings to float32.
+    on = 1 <= n <= 4 and m >= 1 and abs(minus * 2.0 ** (m / n) - 1) < 1e-6 and abs(plus * 2.0 ** (-1 / n) - 1) < 1e-6
+    return n if on else 0
+
+
+def _on_grid(step_sizes: Any, grid: Any) -> Any:
+    """The step sizes in force on a grid: the least is the smallest of the grid that is not below step_min."""
+    low, high = step_sizes
+    # A size of the grid itself may be off by a rounding.
+    k = min(math.floor(float(grid[1]) * math.log2(high / low) + 1e-5), SIZES - 1)
+    return float(np.float64(from_steps8(k, grid[0], steps_of_octave(grid)))), high
 
 
 class Rprop(Optimizer):
@@ -233,19 +261,12 @@ class Rprop(Optimizer):
                     f"Invalid {key}: a schedule with state_dtype='int8' (expected numbers, for which the grid of step "
                     "sizes is made)"
                 )
-        grid = cls.grid_of(h)
-        low, high = h["step_sizes"]
-        # The smallest size of the grid that is not below step_min; a size of the grid itself may be off by a rounding.
-        k = min(math.floor(float(grid[1]) * math.log2(high / low) + 1e-5), SIZES - 1)
-        (size,) = np.abs(Steps8(np.array([k], np.uint8), grid).load())
-        return {**given, "step_sizes": (float(size), high)}
+        return {**given, "step_sizes": _on_grid(h["step_sizes"], cls.grid_of(h))}
 
     @classmethod
     def grid_of(cls, h: Values) -> Array:
-        minus, plus = h["etas"]
-        n = round(1 / math.log2(plus))
-        m = round(-math.log2(minus) * n)
-        if not 1 <= n <= 4 or m < 1 or not _close(minus, 2 ** (-m / n)) or not _close(plus, 2 ** (1 / n)):
+        n = _grid_steps(h["etas"])
+        if n == 0:
             raise ValueError(
                 f"Invalid eta values: {h['etas']} with state_dtype='int8', whose step sizes are on a grid (expected "
                 "eta_plus = 2**(1/n) with n of 1 to 4, and eta_minus a power of it: etas=(0.5, 2**0.25), or leave "
