@@ -32,6 +32,7 @@ enum { EAX, EBX, ECX, EDX };
 /* Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2A, CPUID; volume 1, 13.3 for XCR0. */
 #define OSXSAVE     (1u << 27) /* leaf 1, ECX */
 #define AVX         (1u << 28) /* leaf 1, ECX */
+#define F16C        (1u << 29) /* leaf 1, ECX: conversions of binary16 */
 #define AVX2        (1u << 5)  /* leaf 7, EBX */
 #define AVX512F     (1u << 16) /* leaf 7, EBX */
 #define AVX512DQ    (1u << 17) /* leaf 7, EBX: logic on packed floats */
@@ -46,7 +47,7 @@ static int has(unsigned leaf7_ebx, unsigned state)
     cpuid(0, reg);
     if (reg[EAX] < 7) return 0;
     cpuid(1, reg);
-    if ((reg[ECX] & (OSXSAVE | AVX)) != (OSXSAVE | AVX)) return 0;
+    if (~reg[ECX] & (OSXSAVE | AVX | F16C)) return 0; /* every CPU with AVX2 has F16C, unless it is switched off */
     if ((xcr0() & state) != state) return 0;
     cpuid(7, reg);
     return (reg[EBX] & leaf7_ebx) == leaf7_ebx;

@@ -3,7 +3,7 @@
 #include <immintrin.h>
 
 #define ISA         avx2
-#define TARGET      "avx2"
+#define TARGET      "avx2,f16c"
 #define VECTORS_F32 "simd/avx2_f32.h"
 #define VECTORS_F64 "simd/avx2_f64.h"
 #include "kernels.inc"

@@ -1,10 +1,12 @@
 /* codecs/bf16_master.h - the bfloat16 that a model uses, and its float32 master: see master_load in words.h. */
 static inline void FN(bf16_master_load)(ARGS(bf16_master), size_t i)
 {
-    a->x[i] = FN(master_load)(a->master[i], a->half[i], BFLOAT16);
+    STORE(a->x + i, LOAD_BF16_MASTER(a->half + i, a->master + i));
 }
 
 static inline void FN(bf16_master_store)(ARGS(bf16_master), size_t i)
 {
-    FN(master_store)(a->x[i], &a->master[i], &a->half[i], BFLOAT16);
+    const VEC x = LOAD(a->x + i);
+    STORE(a->master + i, x);
+    STORE_BF16(a->half + i, x);
 }

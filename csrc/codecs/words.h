@@ -1,9 +1,9 @@
 /*
  * codecs/words.h - what the texts of codecs share, on REAL numbers as integers of the same bits: 16-bit formats.
  *
- * Texts of codecs are plain C on one element.  With -O3 gcc and clang vectorize the loops over them, which they can
- * because the texts have no branches: PICK selects one of two words by a mask, and LESS compares words that are below
- * 2^31 or 2^63, as signed integers.
+ * Texts of codecs are plain C on one element, also those of halves.h at width 1.  With -O3 gcc and clang vectorize the
+ * loops over them, which they can because the texts have no branches: PICK selects one of two words by a mask, and LESS
+ * compares words that are below 2^31 or 2^63, as signed integers.
  */
 #define WORD_BITS       (8 * (int)sizeof(WORD))
 #define PICK(yes, x, y) ((y) ^ (((x) ^ (y)) & -(WORD)(yes)))
@@ -67,8 +67,10 @@ static inline REAL FN(master_load)(REAL master, uint16_t half, const int fractio
     return FN(real)(PICK(own, FN(word)(master), FN(word)(FN(widen)(half, fraction, bias))));
 }
 
-static inline void FN(master_store)(REAL x, REAL *master, uint16_t *half, const int fraction, const int bias)
-{
-    *master = x;
-    *half = FN(narrow)(x, fraction, bias);
-}
+/* The words of the vocabulary for these formats, at width 1. */
+#define LOAD_BF16(p)           FN(widen)(*(p), BFLOAT16)
+#define STORE_BF16(p, x)       (*(p) = FN(narrow)(x, BFLOAT16))
+#define LOAD_BF16_MASTER(p, q) FN(master_load)(*(q), *(p), BFLOAT16)
+#define LOAD_F16(p)            FN(widen)(*(p), BINARY16)
+#define STORE_F16(p, x)        (*(p) = FN(narrow)(x, BINARY16))
+#define LOAD_F16_MASTER(p, q)  FN(master_load)(*(q), *(p), BINARY16)

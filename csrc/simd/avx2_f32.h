@@ -1,15 +1,14 @@
 /* simd/avx2_f32.h - the vector vocabulary for 8 floats. */
 
-/* bfloat16, and float32 in two halves: codecs/bf16.h and codecs/split.h, on 8 numbers. */
-static inline __m256 load_bf16(const void *p)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
-}
+/* The codecs of 16 bits, on 8 numbers: codecs/words.h and codecs/split.h. */
+static inline __m128i load_halves(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 
-/* Store the lower halves of words, all of which are less than 2^16. */
-static inline void store_halves(void *p, __m256i word)
+static inline void store_halves(void *p, __m128i half) { _mm_storeu_si128((__m128i *)p, half); }
+
+/* The lower halves of words, all of which are less than 2^16. */
+static inline __m128i halves_of(__m256i word)
 {
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1)));
+    return _mm_packus_epi32(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
 }
 
 static inline __m256i choose(__m256 mask, __m256i x, __m256i y)
@@ -17,19 +16,32 @@ static inline __m256i choose(__m256 mask, __m256i x, __m256i y)
     return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(y), _mm256_castsi256_ps(x), mask));
 }
 
-static inline void store_bf16(void *p, __m256 x)
+static inline __m256 load_bf16(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(p)), 16));
+}
+
+static inline __m128i bf16_of(__m256 x)
 {
     const __m256i word = _mm256_castps_si256(x), high = _mm256_srli_epi32(word, 16);
     const __m256i carry = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
     const __m256i even = _mm256_srli_epi32(_mm256_add_epi32(word, carry), 16);
     const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    store_halves(p, choose(_mm256_cmp_ps(x, x, _CMP_UNORD_Q), quiet, even));
+    return halves_of(choose(_mm256_cmp_ps(x, x, _CMP_UNORD_Q), quiet, even));
+}
+
+static inline __m128i f16_of(__m256 x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+
+static inline __m256 load_master(__m256 master, __m128i rounded, __m128i half, __m256 written)
+{
+    const __m256i own = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(half, rounded));
+    return _mm256_blendv_ps(written, master, _mm256_castsi256_ps(own));
 }
 
 static inline __m256 load_split(const void *p, const void *q)
 {
     const __m256 high = load_bf16(p);
-    const __m256i low = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)q));
+    const __m256i low = _mm256_cvtepi16_epi32(load_halves(q));
     const __m256 sum = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(high), low));
     return _mm256_blendv_ps(sum, high, _mm256_cmp_ps(sum, sum, _CMP_UNORD_Q));
 }
@@ -38,8 +50,8 @@ static inline void store_split(void *p, void *q, __m256 x)
 {
     const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
     const __m256i word = choose(nan, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(x));
-    store_halves(p, _mm256_srli_epi32(_mm256_add_epi32(word, _mm256_set1_epi32(0x8000)), 16));
-    store_halves(q, _mm256_and_si256(word, _mm256_set1_epi32(0xffff)));
+    store_halves(p, halves_of(_mm256_srli_epi32(_mm256_add_epi32(word, _mm256_set1_epi32(0x8000)), 16)));
+    store_halves(q, halves_of(_mm256_and_si256(word, _mm256_set1_epi32(0xffff))));
 }
 
 static inline __m128i load_8_bytes(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
@@ -99,10 +111,14 @@ static inline __m256 lookup(const float *table, __m256 x)
 #define SELECT(m, x, y) _mm256_blendv_ps(y, x, m)
 #define FIRST(x)        _mm256_cvtss_f32(x)
 
-#define LOAD_BF16(p)         load_bf16(p)
-#define STORE_BF16(p, x)     store_bf16(p, x)
-#define LOAD_SPLIT(p, q)     load_split(p, q)
-#define STORE_SPLIT(p, q, x) store_split(p, q, x)
+#define LOAD_BF16(p)           load_bf16(p)
+#define STORE_BF16(p, x)       store_halves(p, bf16_of(x))
+#define LOAD_BF16_MASTER(p, q) load_master(LOAD(q), bf16_of(LOAD(q)), load_halves(p), LOAD_BF16(p))
+#define LOAD_F16(p)            _mm256_cvtph_ps(load_halves(p))
+#define STORE_F16(p, x)        store_halves(p, f16_of(x))
+#define LOAD_F16_MASTER(p, q)  load_master(LOAD(q), f16_of(LOAD(q)), load_halves(p), LOAD_F16(p))
+#define LOAD_SPLIT(p, q)       load_split(p, q)
+#define STORE_SPLIT(p, q, x)   store_split(p, q, x)
 
 #define LOAD_INT8(p)     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8_bytes(p)))
 #define LOAD_UINT8(p)    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8_bytes(p)))

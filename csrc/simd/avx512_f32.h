@@ -34,26 +34,36 @@ static inline __m512 root_f32(__m512 x, size_t mixed)
     return _mm512_sqrt_ps(x);
 }
 
-/* bfloat16, and float32 in two halves: codecs/bf16.h and codecs/split.h, on 16 numbers. */
+/* The codecs of 16 bits, on 16 numbers: codecs/words.h and codecs/split.h. */
+static inline __m256i load_halves(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+static inline void store_halves(void *p, __m256i half) { _mm256_storeu_si256((__m256i *)p, half); }
+
 static inline __m512 load_bf16(const void *p)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(p)), 16));
 }
 
-static inline void store_bf16(void *p, __m512 x)
+static inline __m256i bf16_of(__m512 x)
 {
     const __m512i word = _mm512_castps_si512(x), high = _mm512_srli_epi32(word, 16);
     const __m512i carry = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
     const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(word, carry), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i half = _mm512_mask_or_epi32(even, nan, high, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(half));
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(even, nan, high, _mm512_set1_epi32(0x40)));
+}
+
+static inline __m256i f16_of(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+
+static inline __m512 load_master(__m512 master, __m256i rounded, __m256i half, __m512 written)
+{
+    return _mm512_mask_blend_ps(_mm256_cmpeq_epi16_mask(half, rounded), written, master);
 }
 
 static inline __m512 load_split(const void *p, const void *q)
 {
     const __m512 high = load_bf16(p);
-    const __m512i low = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)q));
+    const __m512i low = _mm512_cvtepi16_epi32(load_halves(q));
     const __m512 sum = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(high), low));
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q), sum, high);
 }
@@ -63,8 +73,8 @@ static inline void store_split(void *p, void *q, __m512 x)
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     const __m512i word = _mm512_mask_mov_epi32(_mm512_castps_si512(x), nan, _mm512_set1_epi32(0x7fc00000));
     const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(0x8000)), 16);
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(high));
-    _mm256_storeu_si256((__m256i *)q, _mm512_cvtepi32_epi16(word));
+    store_halves(p, _mm512_cvtepi32_epi16(high));
+    store_halves(q, _mm512_cvtepi32_epi16(word));
 }
 
 static inline void store_byte(void *p, __m512 x)
@@ -109,10 +119,14 @@ static inline __m512 lookup(const float *table, __m512 x)
 #define SELECT(m, x, y) _mm512_mask_blend_ps(m, y, x)
 #define FIRST(x)        _mm_cvtss_f32(_mm512_castps512_ps128(x))
 
-#define LOAD_BF16(p)         load_bf16(p)
-#define STORE_BF16(p, x)     store_bf16(p, x)
-#define LOAD_SPLIT(p, q)     load_split(p, q)
-#define STORE_SPLIT(p, q, x) store_split(p, q, x)
+#define LOAD_BF16(p)           load_bf16(p)
+#define STORE_BF16(p, x)       store_halves(p, bf16_of(x))
+#define LOAD_BF16_MASTER(p, q) load_master(LOAD(q), bf16_of(LOAD(q)), load_halves(p), LOAD_BF16(p))
+#define LOAD_F16(p)            _mm512_cvtph_ps(load_halves(p))
+#define STORE_F16(p, x)        store_halves(p, f16_of(x))
+#define LOAD_F16_MASTER(p, q)  load_master(LOAD(q), f16_of(LOAD(q)), load_halves(p), LOAD_F16(p))
+#define LOAD_SPLIT(p, q)       load_split(p, q)
+#define STORE_SPLIT(p, q, x)   store_split(p, q, x)
 
 #define LOAD_INT8(p)     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define LOAD_UINT8(p)    _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))

@@ -1,17 +1,29 @@
 /* simd/neon_f32.h - the vector vocabulary for 4 floats on aarch64. */
 
-/* bfloat16, and float32 in two halves: codecs/bf16.h and codecs/split.h, on 4 numbers. */
+/* The codecs of 16 bits, on 4 numbers: codecs/words.h and codecs/split.h. */
+static inline uint16x4_t load_halves(const void *p) { return vld1_u16((const uint16_t *)p); }
+
+static inline void store_halves(void *p, uint16x4_t half) { vst1_u16((uint16_t *)p, half); }
+
 static inline float32x4_t load_bf16(const void *p)
 {
-    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16((const uint16_t *)p)), 16));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(load_halves(p)), 16));
 }
 
-static inline void store_bf16(void *p, float32x4_t x)
+static inline uint16x4_t bf16_of(float32x4_t x)
 {
     const uint32x4_t word = vreinterpretq_u32_f32(x), high = vshrq_n_u32(word, 16);
     const uint32x4_t carry = vaddq_u32(vandq_u32(high, vdupq_n_u32(1)), vdupq_n_u32(0x7fff));
     const uint32x4_t even = vshrq_n_u32(vaddq_u32(word, carry), 16);
-    vst1_u16((uint16_t *)p, vmovn_u32(vbslq_u32(vceqq_f32(x, x), even, vorrq_u32(high, vdupq_n_u32(0x40)))));
+    return vmovn_u32(vbslq_u32(vceqq_f32(x, x), even, vorrq_u32(high, vdupq_n_u32(0x40))));
+}
+
+static inline uint16x4_t f16_of(float32x4_t x) { return vreinterpret_u16_f16(vcvt_f16_f32(x)); }
+
+static inline float32x4_t load_master(float32x4_t master, uint16x4_t rounded, uint16x4_t half, float32x4_t written)
+{
+    const int32x4_t own = vmovl_s16(vreinterpret_s16_u16(vceq_u16(half, rounded)));
+    return vbslq_f32(vreinterpretq_u32_s32(own), master, written);
 }
 
 static inline float32x4_t load_split(const void *p, const void *q)
@@ -25,8 +37,8 @@ static inline float32x4_t load_split(const void *p, const void *q)
 static inline void store_split(void *p, void *q, float32x4_t x)
 {
     const uint32x4_t word = vbslq_u32(vceqq_f32(x, x), vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fc00000));
-    vst1_u16((uint16_t *)p, vshrn_n_u32(vaddq_u32(word, vdupq_n_u32(0x8000)), 16));
-    vst1_u16((uint16_t *)q, vmovn_u32(word));
+    store_halves(p, vshrn_n_u32(vaddq_u32(word, vdupq_n_u32(0x8000)), 16));
+    store_halves(q, vmovn_u32(word));
 }
 
 static inline uint32x2_t load_4_bytes(const void *p)
@@ -99,10 +111,14 @@ static inline float32x4_t lookup(const float *table, float32x4_t x)
 #define SELECT(m, x, y) vbslq_f32(m, x, y)
 #define FIRST(x)        vgetq_lane_f32(x, 0)
 
-#define LOAD_BF16(p)         load_bf16(p)
-#define STORE_BF16(p, x)     store_bf16(p, x)
-#define LOAD_SPLIT(p, q)     load_split(p, q)
-#define STORE_SPLIT(p, q, x) store_split(p, q, x)
+#define LOAD_BF16(p)           load_bf16(p)
+#define STORE_BF16(p, x)       store_halves(p, bf16_of(x))
+#define LOAD_BF16_MASTER(p, q) load_master(LOAD(q), bf16_of(LOAD(q)), load_halves(p), LOAD_BF16(p))
+#define LOAD_F16(p)            vcvt_f32_f16(vreinterpret_f16_u16(load_halves(p)))
+#define STORE_F16(p, x)        store_halves(p, f16_of(x))
+#define LOAD_F16_MASTER(p, q)  load_master(LOAD(q), f16_of(LOAD(q)), load_halves(p), LOAD_F16(p))
+#define LOAD_SPLIT(p, q)       load_split(p, q)
+#define STORE_SPLIT(p, q, x)   store_split(p, q, x)
 
 #define LOAD_INT8(p)     load_int8(p)
 #define LOAD_UINT8(p)    load_uint8(p)

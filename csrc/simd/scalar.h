@@ -5,6 +5,9 @@
  * compares sign bits, also of zeros and NaN.  FIRST is the number that all lanes of a coefficient hold: a condition on
  * it is the same for the whole run, and compilers hoist it out of the loop.
  *
+ * LOAD_BF16, LOAD_F16 and so on, of numbers of 16 bits, are defined in codecs/words.h at width 1, and for vectors only
+ * in float32.  LOAD_F16 of a vector makes a NaN quiet.
+ *
  * The last words are those of codecs of one byte.  STORE_BYTE stores whole numbers of -128 to 255, the negative ones as
  * their two's complement, and NaN, which scalar.h does not get, as 0.  EXACT is x y + z, where the product and the sum
  * are exact.  MIN_SIZE is MIN(ABS(x), y).  NEAR_ROOT is at least 0, and within 1/4 of the root of a number of 0 to

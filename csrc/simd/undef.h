@@ -26,8 +26,12 @@
 #undef FIRST
 #undef LOAD_BF16
 #undef STORE_BF16
+#undef LOAD_BF16_MASTER
 #undef LOAD_SPLIT
 #undef STORE_SPLIT
+#undef LOAD_F16
+#undef STORE_F16
+#undef LOAD_F16_MASTER
 #undef LOAD_INT8
 #undef LOAD_UINT8
 #undef STORE_BYTE

@@ -142,6 +142,48 @@ static void check_rounding(const proptim_isa *isa, const struct sixteen *s, int 
     free(expected);
 }
 
+static float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/*
+ * The instructions of a CPU against the integers of the scalar kernels, with sign and payload of every NaN: float32 of
+ * all exponents with the digits around the ties of both formats, and all numbers of 16 bits.  A loaded
+ * NaN may have become quiet.
+ */
+static void check_instructions(const proptim_isa *isa, const struct sixteen *s)
+{
+    static const uint16_t lasts[] = { 0,      1,      0x0fff, 0x1000, 0x1001, 0x1fff, 0x2000,
+                                      0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xffff };
+    enum { LASTS = sizeof lasts / sizeof *lasts, N = ALL * LASTS };
+    static float block[N], expected[ALL];
+    static uint16_t half[N], expected_half[N];
+    for (int i = 0; i < N; i++) block[i] = float_of((uint32_t)(i / LASTS) << 16 | lasts[i % LASTS]);
+    through(isa->stores[s->format][0], N, block, 4, half, 2, NULL, 0);
+    through(proptim_isa_scalar.stores[s->format][0], N, block, 4, expected_half, 2, NULL, 0);
+    for (int i = 0; i < N; i++)
+        CHECK(half[i] == expected_half[i], "%s %s: %x is stored as %x, expected %x", isa->name, formats[s->format],
+              (unsigned)bits_of(block[i]), half[i], expected_half[i]);
+    for (int i = 0; i < ALL; i++) half[i] = (uint16_t)i;
+    through(isa->loads[s->format][0], ALL, block, 4, half, 2, NULL, 0);
+    through(proptim_isa_scalar.loads[s->format][0], ALL, expected, 4, half, 2, NULL, 0);
+    for (int i = 0; i < ALL; i++) {
+        const uint32_t quiet = isnan(expected[i]) ? 0x00400000 : 0;
+        CHECK((bits_of(block[i]) | quiet) == (bits_of(expected[i]) | quiet), "%s %s: %x is loaded as %x, expected %x",
+              isa->name, formats[s->format], i, (unsigned)bits_of(block[i]), (unsigned)bits_of(expected[i]));
+    }
+}
+
 /*
  * Numbers of all sizes, rounded at random: upwards exactly if the random word, as a fraction, reaches the distance to
  * the number above.  Distances below the 31st binary digit, for float64 below the last of a double, are none.
@@ -215,20 +257,6 @@ static void check_dither_float32(const proptim_isa *isa)
         CHECK(fabs(block) == expected, "%s: %a becomes %a by %x, expected %a", isa->name, x, block, (unsigned)word,
               expected);
     }
-}
-
-static float float_of(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static uint32_t bits_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
 }
 
 /* Low halves around zero and around the tie. */
@@ -720,6 +748,7 @@ int main(int argc, char **argv)
                 check_rounding(isas[i], &sixteens[s], dtype);
                 check_dither(isas[i], &sixteens[s], dtype);
             }
+            check_instructions(isas[i], &sixteens[s]);
             check_master(isas[i], &sixteens[s]);
         }
         check_dither_float32(isas[i]);

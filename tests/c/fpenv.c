@@ -54,20 +54,26 @@ static proptim_ran in_turn(proptim_task *task, void *data, int parts, int thread
     return PROPTIM_RAN_PARALLEL;
 }
 
-static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode, double *param, double *sum)
+/* A step of parameters that are plain or binary16: the latter are read and rounded in the unusual mode, too. */
+static void run(const proptim_isa *isa, int dtype, int format, int parts, unsigned long mode, double *param,
+                double *sum)
 {
     const ptrdiff_t shape = N, stride = (ptrdiff_t)itemsize_of(dtype);
-    const double tiny = dtype == PROPTIM_F32 ? 1e-41 : 1e-311;
+    const double tiny = dtype == PROPTIM_F32 ? 1e-41 : 1e-311, least = format == PROPTIM_F16 ? 0x1p-24 : tiny;
     double grad[N], partials[1];
+    uint16_t half[N];
+    void *const operands[3] = { param, half };
     proptim_segment segment = { .size = N, .dtype = (proptim_dtype)dtype, .dense = PROPTIM_DENSE };
     proptim_row row = { .coefs = { 1.0 / 3 }, .active = 1 };
     int finite;
     for (int s = 0; s < PROPTIM_STAGES; s++) row.stages[s] = proptim_stage_neutral((proptim_stage)s);
     for (size_t i = 0; i < N; i++) {
-        put(dtype, param, i, i % 2 ? tiny * (double)i : 1 + 0.1 * (double)i);
+        put(dtype, param, i, i % 2 ? least * (double)i : 1 + 0.1 * (double)i);
         put(dtype, grad, i, i % 3 ? tiny : -0.7 * (double)i);
     }
-    segment.arrays[PROPTIM_PARAMS].planes[0] = param;
+    if (format == PROPTIM_F16) isa->stores[format][dtype](operands, N);
+    segment.arrays[PROPTIM_PARAMS].planes[0] = format == PROPTIM_F16 ? (void *)half : param;
+    segment.arrays[PROPTIM_PARAMS].format = (uint8_t)format;
     segment.arrays[PROPTIM_GRADS].planes[0] = grad;
     const proptim_view view = { { grad }, (proptim_dtype)dtype, 1, &shape, { &stride }, PROPTIM_PLAIN };
 
@@ -78,30 +84,34 @@ static void run(const proptim_isa *isa, int dtype, int parts, unsigned long mode
     const unsigned long after = get_mode();
     set_mode(normal);
     CHECK(after == mode, "%s left mode %lx, found %lx", isa->name, after, mode);
+    if (format == PROPTIM_F16) isa->loads[format][dtype](operands, N);
 }
 
 int main(void)
 {
     static const int roundings[] = { FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO };
+    static const int tried[] = { PROPTIM_PLAIN, PROPTIM_F16 };
     const proptim_isa *isas[MOST_ISAS];
     const int n_isas = take_part(isas);
     normal = get_mode();
     if (!FLUSH) fprintf(stderr, "NOT RUN: flush-to-zero, unknown on this architecture\n");
     for (int i = 0; i < n_isas; i++)
-        for (int dtype = 0; dtype < PROPTIM_DTYPES; dtype++) {
+        for (int k = 0; k < 2 * PROPTIM_DTYPES; k++) {
+            const int dtype = k / 2, format = tried[k % 2];
             double expected[N], sum, got[N], got_sum;
-            run(isas[i], dtype, 1, normal, expected, &sum);
+            run(isas[i], dtype, format, 1, normal, expected, &sum);
             const uint64_t exponents = dtype == PROPTIM_F32 ? 0x7f800000u : 0x7ff0000000000000u;
             const uint64_t bits = bits_at(dtype, expected, 1);
-            CHECK(bits && !(bits & exponents), "%s %s: no subnormal to be lost", isas[i]->name, dtypes[dtype]);
+            CHECK(bits && (format == PROPTIM_F16 || !(bits & exponents)), "%s %s %s: no subnormal to be lost",
+                  isas[i]->name, dtypes[dtype], formats[format]);
             for (int r = 0; r < 4; r++)
                 for (int parts = 1; parts <= PARTS; parts++) {
                     CHECK(!fesetround(roundings[r]), "rounding %d", r);
                     hostile = get_mode() | FLUSH;
                     set_mode(normal);
-                    run(isas[i], dtype, parts, hostile, got, &got_sum);
-                    CHECK(difference(dtype, got, expected, N) == N && got_sum == sum, "%s %s rounding %d, %d parts",
-                          isas[i]->name, dtypes[dtype], r, parts);
+                    run(isas[i], dtype, format, parts, hostile, got, &got_sum);
+                    CHECK(difference(dtype, got, expected, N) == N && got_sum == sum, "%s %s %s rounding %d, %d parts",
+                          isas[i]->name, dtypes[dtype], formats[format], r, parts);
                 }
         }
     return 0;

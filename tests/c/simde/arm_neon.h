@@ -3,6 +3,8 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/arm/neon.h>
 
+#include "halves.h"
+
 /* What SIMDe 0.7 has not. */
 #if SIMDE_VERSION_MAJOR == 0 && SIMDE_VERSION_MINOR < 8
 #include <math.h>
@@ -41,3 +43,26 @@ static inline float64x2_t vsqrtq_f64(float64x2_t a)
     return vld1q_f64(x);
 }
 #endif
+
+/* binary16 */
+static inline float32x4_t floats_of_halves(float16x4_t a)
+{
+    uint16_t x[4];
+    float y[4];
+    vst1_u16(x, vreinterpret_u16_f16(a));
+    for (int i = 0; i < 4; i++) y[i] = float_of_half(x[i]);
+    return vld1q_f32(y);
+}
+
+static inline float16x4_t halves_of_floats(float32x4_t a)
+{
+    float x[4];
+    uint16_t y[4];
+    vst1q_f32(x, a);
+    for (int i = 0; i < 4; i++) y[i] = half_of(x[i]);
+    return vreinterpret_f16_u16(vld1_u16(y));
+}
+#undef vcvt_f32_f16
+#undef vcvt_f16_f32
+#define vcvt_f32_f16(a) floats_of_halves(a)
+#define vcvt_f16_f32(a) halves_of_floats(a)

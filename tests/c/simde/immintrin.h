@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "halves.h"
+
 /* SIMDe 0.7 has the types, but not under these names. */
 typedef simde__mmask8 __mmask8;
 typedef simde__mmask16 __mmask16;
@@ -154,6 +156,45 @@ static inline __m512 _mm512_maskz_rsqrt14_ps(__mmask16 mask, __m512 a)
 
 #ifndef _mm512_rsqrt14_ps
 #define _mm512_rsqrt14_ps(a) _mm512_maskz_rsqrt14_ps(0xffff, a)
+#endif
+
+/* binary16 */
+static inline __m512 floats_of_halves(__m256i a)
+{
+    uint16_t x[16];
+    float y[16];
+    _mm256_storeu_si256((__m256i *)x, a);
+    for (int i = 0; i < 16; i++) y[i] = float_of_half(x[i]);
+    return _mm512_loadu_ps(y);
+}
+
+static inline __m256i halves_of_floats(__m512 a)
+{
+    float x[16];
+    uint16_t y[16];
+    _mm512_storeu_ps(x, a);
+    for (int i = 0; i < 16; i++) y[i] = half_of(x[i]);
+    return _mm256_loadu_si256((const __m256i *)y);
+}
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtps_ph
+#undef _mm256_cvtph_ps
+#undef _mm256_cvtps_ph
+#define _mm512_cvtph_ps(a)      floats_of_halves(a)
+#define _mm512_cvtps_ph(a, how) halves_of_floats(a)
+#define _mm256_cvtph_ps(a)      _mm512_castps512_ps256(floats_of_halves(_mm256_castsi128_si256(a)))
+#define _mm256_cvtps_ph(a, how) _mm256_castsi256_si128(halves_of_floats(_mm512_castps256_ps512(a)))
+
+#ifndef _mm256_cmpeq_epi16_mask
+static inline __mmask16 _mm256_cmpeq_epi16_mask(__m256i a, __m256i b)
+{
+    uint16_t x[16], y[16];
+    int mask = 0;
+    _mm256_storeu_si256((__m256i *)x, a);
+    _mm256_storeu_si256((__m256i *)y, b);
+    for (int i = 0; i < 16; i++) mask |= (x[i] == y[i]) << i;
+    return (__mmask16)mask;
+}
 #endif
 
 #ifndef _mm512_permutexvar_ps
