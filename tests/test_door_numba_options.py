@@ -290,6 +290,46 @@ def run(w, g, buffer, scale, size):
     assert found[0] == found[1] == found[2]
 
 
+CACHED = """
+import sys
+import numba, numpy as np, proptim.numba
+from proptim.numba import bfloat16
+{c}
+@numba.njit(cache=True)
+def one_byte(w, grad, buffer, scale, average, copy):
+    {place}.sgd(w, grad, buffer, momentum_buffer_scale=scale, momentum=0.9, ema=0.9, average=average, step=1,
+                publish=bfloat16(copy))
+
+@numba.njit(cache=True)
+def at_random(w, grad):
+    {place}.sgd(bfloat16(w), grad, lr=0.1, step=1, rounding="stochastic", seed=3)
+
+@numba.njit(cache=True)
+def rows(table, indices, values):
+    {place}.sgd_rows(table, indices, values, lr=0.1)
+
+w, grad = np.linspace(-1, 1, 5000, dtype="f4"), np.cos(np.arange(5000, dtype="f4"))
+state = proptim.numba.sgd.init(w, state_dtype="int8", momentum=0.9, ema=0.9)
+half, copy, table = np.full((9, 5), 0x3F80, np.uint16), np.zeros(5000, np.uint16), np.ones((9, 5))
+one_byte(w, grad, state["momentum_buffer"], state["momentum_buffer_scale"], state["average"], copy)
+at_random(half, np.full((9, 5), 0.1, np.float32))
+rows(table, np.array([2, 2, 7]), np.ones((3, 5)))
+print(*(sum(array.tobytes()) for array in (w, half, copy, table, *state.values())))
+print(*(sum(f.stats.cache_hits.values()) for f in (one_byte, at_random, rows)))
+"""
+
+
+@each_way
+def test_cache(way, fresh, tmp_path):
+    """A second process takes all of it from Numba's cache."""
+    place = {"text": "proptim.numba", "core": "c"}[way]
+    imported = "from proptim.numba import c" if way == "core" else ""
+    (tmp_path / "cached.py").write_text(CACHED.format(place=place, c=imported))
+    first, second = (fresh("import cached", NUMBA_CACHE_DIR=str(tmp_path / "cache")).splitlines() for _ in range(2))
+    assert (first[1], second[1]) == ("0 0 0", "1 1 1")
+    assert first[0] == second[0]
+
+
 def test_random_bits_beyond_32():
     """Elements above 2**32 have the bits of the other backends too."""
     from proptim._numba_stores import key_of, word_at
@@ -332,7 +372,7 @@ REFUSED = [
     ("step(w, g, C)", "momentum_buffer has one byte and no momentum_buffer_scale; expected both, as init"),
     ("step(w, g, momentum_buffer_scale=S)", "momentum_buffer is none beside momentum_buffer_scale; expected int8"),
     ("step(w, g, g, momentum_buffer_scale=S)", r"momentum_buffer is array\(float32, .* expected int8 of the shape of"),
-    ("step(w, g, C, momentum_buffer_scale=C)", r"momentum_buffer_scale is .*array\(int8, .* expected an array of flo"),
+    ("step(w, g, C, momentum_buffer_scale=C)", r"momentum_buffer_scale is .*array\(int8, .* expected a dense array o"),
     ("step(w, g, C[::2], momentum_buffer_scale=S)", "whose elements are not in C order; expected an array as init"),
     ("step(D, D, C, momentum_buffer_scale=S)", "momentum_buffer is in one byte, and param is .*stepped in float32"),
     ("step(w, g, ema=0.9)", r"ema is given, and no average; expected both or neither: proptim\.numba\.sgd\.init\("),
@@ -342,8 +382,13 @@ REFUSED = [
     ("step(w, g, ema=0.9, average=bfloat16(W))", r"average is .*BFloat16.*; expected float32, in which the rule"),
     ("step(w, g, publish=A)", r"publish is .*array\(float32, .*; expected proptim\.numba\.bfloat16\(publish\) or"),
     ("step(D, D, publish=bfloat16(W))", "publish is given, and param is .*; expected none: copies are of float32"),
-    ("step(w, g, rounding=1)", "rounding is .*; expected the like of 'nearest', and no schedule"),
+    ("step(w, g, rounding=1)", "rounding is .*; expected the like of 'nearest'"),
     ("step(w, g, seed=0.5)", "seed is float64; expected the like of 0"),
+    ("step(w, g, seed=None)", "seed is none; expected the like of 0"),
+    ("step(w, g, lr=None)", "lr is none; expected the like of 0.001, and no schedule"),
+    ("step(w, g, rounding=None)", "rounding is none; expected the like of 'nearest'"),
+    ("step(w, g, C, momentum_buffer_scale=F[::2])", r"array\(float32, 1d, A\); expected a dense array of float32"),
+    ("rprop(w, g, C.view(np.uint8), step_word_scale=F[::2])", "step_word_scale is .*; expected a dense array of"),
     ("rows(w, I, g, ema=0.9, average=A)", "average is given, and it moves in all rows at each step; expected no"),
     ("rows(w, I, g, C, momentum_buffer_scale=S)", "momentum_buffer is in int8, where 256 weights of one block share"),
 ]  # fmt: skip
@@ -352,11 +397,12 @@ REFUSED = [
 @pytest.mark.parametrize(("call", "message"), REFUSED)
 def test_refused_when_compiling(call, message):
     """What the types of a call show to be wrong is refused, in words."""
-    known = {"step": proptim.numba.sgd, "rows": proptim.numba.sgd_rows, "bfloat16": bfloat16}
-    exec(f"def refused(w, g, C, S, A, D, W, I): {call}", known)
-    arrays = np.ones((3, 4), np.float32)
+    known = {"np": np, "step": proptim.numba.sgd, "rows": proptim.numba.sgd_rows, "bfloat16": bfloat16}
+    known["rprop"] = proptim.numba.rprop
+    exec(f"def refused(w, g, C, S, A, D, W, I, F): {call}", known)
+    arrays = np.ones((4, 4), np.float32)
     with pytest.raises(numba.TypingError, match=message):
-        numba.njit(known["refused"])(arrays[0], arrays[1], C, S, arrays[2], np.ones(4), W, np.arange(4))
+        numba.njit(known["refused"])(*arrays[:2], C, S, arrays[2], np.ones(4), W, np.arange(4), arrays[3])
 
 
 WRONG = [  # what is changed in a call of `in_one_byte`, and the error
@@ -412,6 +458,7 @@ def run(w, g, word, grid, etas, sizes):
         for wrong, message in (
             (((0.5, 1.2), sizes), "etas are not those of step sizes in one byte; expected eta_plus = "),
             (((0.5, 2**0.5), sizes), "step_word_scale is the grid of other etas or step_sizes"),
+            ((etas, sizes[::-1]), "step_sizes is a pair in the wrong order; expected step_min <= step_max"),
             ((etas, (1e-6, 49.0)), "step_word_scale is the grid of other etas or step_sizes"),
         ):
             with pytest.raises(ValueError, match=message):

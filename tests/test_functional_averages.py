@@ -7,7 +7,6 @@ import itertools
 import math
 
 import ml_dtypes
-import numba
 import numpy as np
 import pytest
 import torch
@@ -304,19 +303,3 @@ def test_functions_of_numba_that_are_called_from_python(backend):
     proptim.numba.sgd(w, np.ones(3, "f4"), **state, lr=0.5, ema=0.5, publish=proptim.numba.bfloat16(w16))
     assert w.tolist() == w16.view(BF16).tolist() == [0.5] * 3
     assert state["average"].tolist() == [0.75] * 3
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("name", ["ema", "average", "publish"])
-def test_compiled_code_refuses(name):
-    """In words, when it is compiled."""
-    step = proptim.numba.sgd
-    for text in (f"step(w, w, lr=0.5, {name}=None)", f"step(w, w, lr=0.5, {name}=w)"):
-        scope = {"step": step}
-        exec(f"def run(w):\n    {text}", scope)
-        with pytest.raises(
-            numba.core.errors.TypingError,
-            match=rf"proptim\.numba\.sgd: {name} is given, and compiled code writes the parameter and its state alone; "
-            "expected none",
-        ):
-            numba.njit(scope["run"])(np.ones(3))

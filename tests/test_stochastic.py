@@ -617,22 +617,6 @@ def test_rounding_is_fixed():
         opt.rounding = "stochastic"
 
 
-def test_compiled_code_refuses_it():
-    """By name and in words, in both of its forms."""
-    numba = pytest.importorskip("numba")
-    door = pytest.importorskip("proptim.numba")
-    for step in (door.sgd, door.c.sgd):
-
-        @numba.njit
-        def run(w, grad, step=step):
-            step(w, grad, step=1, lr=0.1, rounding="stochastic")
-
-        with pytest.raises(
-            numba.TypingError, match=r"sgd: rounding is given, and stores in compiled code round to nearest"
-        ):
-            run(np.ones(3), np.ones(3))
-
-
 def test_a_step_without_a_number_is_refused():
     """The random bits are those of a step: without its number all steps would round alike."""
     w = np.ones(3, BF16)

@@ -41,7 +41,7 @@ static inline VEC FN(level_of)(VEC x, VEC factor, REAL levels)
 static inline VEC FN(dither_level)(VEC x, VEC part, VEC scale, VEC factor, REAL levels)
 {
     const VEC exact = ABS(x), inverse = SET1(INVERSE(levels)), one = SET1((REAL)1);
-    /* The level of 0 may be NaN, as its NEAR_ROOT may; MAX makes it 0. */
+    /* The level of 0 may be NaN, as its NEAR_ROOT may; beside a NaN MAX is its second operand. */
     const VEC near = MAX(FN(level_of)(exact, factor, levels), ZERO());
     const VEC below = SELECT(GT(FN(of_level)(near, inverse, scale), exact), SUB(near, one), near);
     const VEC low = FN(of_level)(below, inverse, scale), high = FN(of_level)(ADD(below, one), inverse, scale);

@@ -222,6 +222,15 @@ by_name(_formats.finite_size, _formats.level_of, _formats.size_of, steps_of_octa
 by_name(from_int8, _formats.to_int8, from_squares8, _formats.to_squares8, from_steps8, _formats.to_steps8)
 
 
+def passed(text: Callable[..., Any]) -> Callable[..., Any]:
+    """Let compiled code call a text by its name and pass it on, and be cached.
+
+    A compiled function that is passed on is an address, and no code with one can be cached.
+    """
+    by_name(text)
+    return text
+
+
 def load(array: Any, i: Any, real: Any) -> Any:
     """Element `i`, as a number of the type of `real`."""
 

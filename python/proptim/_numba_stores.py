@@ -36,6 +36,7 @@ from proptim._numba_formats import (
     first,
     format_of,
     load,
+    passed,
     planewise,
     real_of,
     store,
@@ -69,12 +70,12 @@ def _all_opened(arrays: Any, draw: Any) -> Callable[..., Any]:
     return opened
 
 
-def opened_or_same(array: Any, how: Any) -> Any:
+def open_one(array: Any, how: Any) -> Any:
     """A copy of an array that is opened, any other array itself."""
 
 
-@means(opened_or_same)
-def _opened_or_same(array: Any, how: Any) -> Callable[..., Any]:
+@means(open_one)
+def _open_one(array: Any, how: Any) -> Callable[..., Any]:
     real, draw = how
     if not is_opened(array, draw):
         return lambda array, how: array
@@ -90,12 +91,7 @@ def _opened_or_same(array: Any, how: Any) -> Callable[..., Any]:
     return copy
 
 
-@compiled
-def open_one(array: Any, how: Any) -> Any:
-    return opened_or_same(array, how)
-
-
-@compiled
+@passed
 def flattened(plane: Any, _: Any) -> Any:
     """The elements of a plane in C order, in the same memory if they have that already."""
     return np.ascontiguousarray(plane).reshape(plane.size)

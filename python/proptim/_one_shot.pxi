@@ -336,6 +336,9 @@ cdef bint begins_with_zero(Py_buffer *view, int kind) noexcept:
     return (<double *>view.buf)[0] == 0 if kind == DOUBLE else not (<uint16_t *>view.buf)[0] & 0x7fff
 
 
+cdef long long JIT_ABI = PROPTIM_ABI * 256 + 2  # the last number is that of the arguments of step_arrays()
+
+
 cdef long long step_arrays(long long abi, long long rule, long long ndim, long long arrays, ptrdiff_t *places,
                            long long coefs, const double *row, long long stages, uint64_t stochastic, uint64_t seed,
                            uint64_t step, uint64_t first) noexcept nogil:
@@ -354,7 +357,7 @@ cdef long long step_arrays(long long abi, long long rule, long long ndim, long l
     cdef proptim_row numbers
     cdef proptim_plane_array *array
     cdef long long j, length = 1 + 2 * (1 + ndim)
-    if abi != PROPTIM_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
+    if abi != JIT_ABI or rule >= PROPTIM_RULES or stages > PROPTIM_STAGES:
         return 1
     if arrays != _arrays_of[rule] or coefs != _coefs_of[rule]:
         return 1
@@ -390,7 +393,7 @@ def step_arrays_for_jit():
                "BF16_MASTER": PROPTIM_BF16_MASTER, "F16_MASTER": PROPTIM_F16_MASTER, "FLOAT32": PROPTIM_FLOAT32,
                "FLOAT64": PROPTIM_FLOAT64, "BF16_COPY": PROPTIM_BF16_COPY, "F16_COPY": PROPTIM_F16_COPY,
                "INT8": PROPTIM_INT8, "SQUARES8": PROPTIM_SQUARES8, "STEPS8": PROPTIM_STEPS8}
-    return <size_t>&step_arrays, PROPTIM_ABI, formats
+    return <size_t>&step_arrays, JIT_ABI, formats
 
 
 def sums_of_blocks(arrays, int threads=1):

@@ -52,6 +52,7 @@ try:
         format_of,
         load,
         paired,
+        passed,
         planes_of,
         planewise,
         real_of,
@@ -107,7 +108,8 @@ class Step(functional.OneShot):
         self.keywords = {name: value for name, value in self.keywords.items() if name not in APART}
         self.__signature__ = self._signature()
         self.entries: dict[frozenset[str], Callable[..., None]] = {}
-        """What is compiled, by the keywords and arrays that are given."""
+        """What is compiled, by the names that are given of those that make a difference to it."""
+        self.scales = [name + SCALE for name in optimizer.states]
         self.type = StepType(self)
 
     def __repr__(self) -> str:
@@ -132,7 +134,8 @@ class Step(functional.OneShot):
             given = self.__signature__.bind(*args, **keywords).arguments
         except TypeError as error:
             raise TypingError(f"proptim.numba.{self.place}: {error}; expected {self.__signature__}") from None
-        given = {name: kind for name, kind in given.items() if not isinstance(kind, types.NoneType)}
+        off = {name for name, kind in given.items() if kind is types.none and self.keywords.get(name) is None}
+        given = {name: kind for name, kind in given.items() if name not in off}
         for name in self._needed(given):
             self._check_array(name, given)
         for name, one, other in (("ema", "ema", "average"), ("average", "average", "ema")):
@@ -144,17 +147,17 @@ class Step(functional.OneShot):
         for name, kind in given.items():
             like = (self.keywords | {"step": 1, "ema": 0.0}).get(name)
             if name in self.keywords and name not in self._needed(given) and not fits(like, kind):
-                raise TypingError(f"{name} is {kind}; expected the like of {like!r}, and no schedule")
-        names = frozenset(given)
+                schedule = ", and no schedule" * (name in self.optimizer.hyper or name in ("grad_scale", "ema"))
+                raise TypingError(f"{name} is {kind}; expected the like of {like!r}{schedule}")
+        names = frozenset(given) & {*self.optimizer.states, *self.scales, *BESIDE, "rounding", "seed"}
         if names not in self.entries:
             self.entries[names] = self._entry(names)
         return self.entries[names]
 
     def _needed(self, given: Container[str]) -> list[str]:
         """The names of the arrays that there are in a call with these arguments, and of those that there must be."""
-        scales = [name + SCALE for name in self.optimizer.states]
         needed = [name for name in self.optimizer.states if name in given or name not in self.optimizer.optional]
-        return ["param", *self.given, *needed, *(name for name in (*BESIDE, *scales) if name in given)]
+        return ["param", *self.given, *needed, *(name for name in (*BESIDE, *self.scales) if name in given)]
 
     def _check_array(self, name: str, given: Mapping[str, Any]) -> None:
         """Raise TypingError unless the array of this name is one that the step takes."""
@@ -221,9 +224,10 @@ class Step(functional.OneShot):
             yield "    raise ValueError(\"Invalid rounding: expected 'nearest' or 'stochastic'\")"
             yield "if rounding == 'stochastic' and step is None:"
             yield "    raise ValueError('numbers are rounded at random by the number of the step; expected step=')"
+            draw = "rounding == 'stochastic', uint64(seed), uint64(0 if step is None else step)"
+        if "seed" in given:
             yield "if seed < 0:"
             yield "    raise ValueError('Invalid seed: expected a whole number >= 0, below 2**64')"
-            draw = "rounding == 'stochastic', uint64(seed), uint64(0 if step is None else step)"
         if "average" in given:
             yield "if not 0 <= float64(ema) < 1:"
             yield "    raise ValueError('Invalid ema value: expected a number >= 0 and < 1')"
@@ -261,8 +265,11 @@ class Step(functional.OneShot):
         for name in one_byte:
             legal = "is_grid" if self.optimizer.in_one_byte(name) is Steps8 else "are_scales"
             yield f"if not {legal}({name}{SCALE}, {name}.size):"
-            expected = "expected both as init() makes them"
-            yield f"    raise ValueError('{name}{SCALE} is not what belongs to {name}; {expected}')"
+            expected = (
+                "one finite number >= 0 for each 256 elements of it, as parts have them that begin at multiples of 256"
+            )
+            made = "the grid that init() makes" if legal == "is_grid" else expected
+            yield f"    raise ValueError('{name}{SCALE} is not what belongs to {name}; expected {made}')"
         for name in self.optimizer.never_zero.difference(one_byte):
             yield f"if first(param).size and begins_with_zero({name}):"
             made = f"proptim.numba.{self.__name__}.init(param) makes"
@@ -288,6 +295,8 @@ class Step(functional.OneShot):
                 yield f"    raise ValueError('{name} is on, and {like}')"
         for name in one_byte:
             if rule.in_one_byte(name) is Steps8:
+                yield "if h['step_sizes'][0] > h['step_sizes'][1]:"
+                yield "    raise ValueError('step_sizes is a pair in the wrong order; expected step_min <= step_max')"
                 yield "if grid_steps(h['etas']) == 0:"
                 like = "expected eta_plus = 2**(1/n) with n of 1 to 4, and eta_minus a power of it"
                 yield f"    raise ValueError('etas are not those of step sizes in one byte; {like}')"
@@ -411,9 +420,9 @@ def check_one_byte(state: str, form: type[Compact], given: Mapping[str, Any]) ->
         raise TypingError(
             f"{state} is {code} beside {state}{SCALE}; expected {kind} of the shape of param, as init() makes"
         )
-    if not isinstance(scale, types.Array) or scale.dtype != types.float32 or scale.ndim != 1:
+    if not isinstance(scale, types.Array) or scale.dtype != types.float32 or scale.ndim != 1 or scale.layout != "C":
         raise TypingError(
-            f"{state}{SCALE} is {scale}; expected an array of float32 of one dimension, as init() makes it"
+            f"{state}{SCALE} is {scale}; expected a dense array of float32 of one dimension, as init() makes it"
         )
     if code.layout != "C" and code.ndim:
         raise TypingError(f"{state} is {code}, whose elements are not in C order; expected an array as init() makes it")
@@ -690,32 +699,32 @@ def sharing(extents: Any) -> Any:
 # What is done to each plane of an array
 
 
-@compiled
+@passed
 def at(array: Any, i: Any) -> Any:
     return planewise(row_of, array, i)
 
 
-@compiled
+@passed
 def flat(array: Any, _: Any) -> Any:
     return planewise(flat_of, array, None)
 
 
-@compiled
+@passed
 def transposed(array: Any, _: Any) -> Any:
     return planewise(transpose_of, array, None)
 
 
-@compiled
+@passed
 def row_of(plane: Any, i: Any) -> Any:
     return plane[i]
 
 
-@compiled
+@passed
 def flat_of(plane: Any, _: Any) -> Any:
     return plane.reshape(plane.size)
 
 
-@compiled
+@passed
 def transpose_of(plane: Any, _: Any) -> Any:
     return plane.T
 
@@ -781,23 +790,23 @@ def _fits_rows(values: Any, indices: Any, param: Any) -> Callable[..., Any]:
     )
 
 
-@compiled
+@passed
 def rows_of(plane: Any, rows: Any) -> Any:
     return plane[rows]
 
 
-@compiled
+@passed
 def taken(array: Any, rows: Any) -> Any:
     """A copy of these rows of an array."""
     return planewise(rows_of, array, rows)
 
 
-@compiled
+@passed
 def one_of(plane: Any, k: Any) -> Any:
     return plane[k : k + 1]
 
 
-@compiled
+@passed
 def one_row(array: Any, k: Any) -> Any:
     """One row of an array, in the same memory."""
     return planewise(one_of, array, k)
@@ -862,7 +871,7 @@ def dense(array: Any) -> Any:
     return planewise(dense_of, array, None)
 
 
-@compiled
+@passed
 def dense_of(plane: Any, _: Any) -> Any:
     return np.ascontiguousarray(plane).reshape(plane.size)
 
@@ -905,11 +914,6 @@ def _place(array: Any, param: Any) -> Callable[..., Any]:
     )
 
 
-@compiled
-def placed(array: Any, param: Any) -> Any:
-    return place(array, param)
-
-
 def head(param: Any) -> Any:
     """As long as what `place` returns: the bytes of a number that the rule computes in, 0, and the shape twice."""
 
@@ -938,7 +942,7 @@ def run_core(optimizer: type[Rule]) -> Callable[..., None]:
     @compiled
     def run(arrays: Any, coefs: Any, stages: Any, average: Any, draw: Any) -> None:
         shape = head(arrays[0])  # also what stands for an array that is off: its address is 0
-        places = np.array((shape, *over(placed, (*arrays, average), arrays[0], shape)))
+        places = np.array((shape, *over(place, (*arrays, average), arrays[0], shape)))
         row = np.array((*coefs, *stages))
         random, seed, step, index = drawn(draw)
         refused = _step_arrays(

@@ -47,7 +47,7 @@ def _grid_steps(etas: Any) -> Any:
     n = round(1 / math.log2(plus))
     m = round(-math.log2(minus) * n)
     # The same but for roundings to float32.
-    on = 1 <= n <= 4 and m >= 1 and abs(minus * 2.0 ** (m / n) - 1) < 1e-6 and abs(plus * 2.0 ** (-1 / n) - 1) < 1e-6
+    on = 1 <= n <= 4 and m >= 1 and abs(minus / 2.0 ** (-m / n) - 1) < 1e-6 and abs(plus / 2.0 ** (1 / n) - 1) < 1e-6
     return n if on else 0
 
 
@@ -56,6 +56,7 @@ def _on_grid(step_sizes: Any, grid: Any) -> Any:
     low, high = step_sizes
     # A size of the grid itself may be off by a rounding.
     k = min(math.floor(float(grid[1]) * math.log2(high / low) + 1e-5), SIZES - 1)
+    # Of np.float64, for in code that Numba compiles the float of a float32 is one.
     return float(np.float64(from_steps8(k, grid[0], steps_of_octave(grid)))), high
 
 
