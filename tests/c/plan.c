@@ -600,7 +600,7 @@ static void check_parts(void)
         CHECK(dealt == all[i].parts, "%zu weights in %d parts, expected %d", all[i].size, dealt, all[i].parts);
     }
     const proptim_segment segment = { .arrays = { { .planes = { &never_touched } }, { .planes = { &never_touched } } },
-                                      .size = (size_t)1 << 40 };
+                                      .size = SIZE_MAX / 2 };
     const proptim_row row = { .active = 1 };
     CHECK(proptim_step(NULL, PROPTIM_sgd, &segment, 1, &row, INT_MAX, only_count) == PROPTIM_RAN_PARALLEL, "counted");
     CHECK(dealt == 1024 * 64, "%d parts for as many threads as there are numbers", dealt);
