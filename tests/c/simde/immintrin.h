@@ -158,32 +158,35 @@ static inline __m512 _mm512_maskz_rsqrt14_ps(__mmask16 mask, __m512 a)
 #define _mm512_rsqrt14_ps(a) _mm512_maskz_rsqrt14_ps(0xffff, a)
 #endif
 
-/* binary16 */
-static inline __m512 floats_of_halves(__m256i a)
-{
-    uint16_t x[16];
-    float y[16];
-    _mm256_storeu_si256((__m256i *)x, a);
-    for (int i = 0; i < 16; i++) y[i] = float_of_half(x[i]);
-    return _mm512_loadu_ps(y);
-}
-
-static inline __m256i halves_of_floats(__m512 a)
-{
-    float x[16];
-    uint16_t y[16];
-    _mm512_storeu_ps(x, a);
-    for (int i = 0; i < 16; i++) y[i] = half_of(x[i]);
-    return _mm256_loadu_si256((const __m256i *)y);
-}
+/* binary16, in so many lanes: the upper half of a vector that is cast from a narrower one is undefined. */
+#define CONVERSIONS(lanes, halves, floats, load, store, load_floats, store_floats) \
+    static inline floats floats_of_##lanes(halves a)                               \
+    {                                                                              \
+        uint16_t x[lanes];                                                         \
+        float y[lanes];                                                            \
+        store((halves *)x, a);                                                     \
+        for (int i = 0; i < lanes; i++) y[i] = float_of_half(x[i]);                \
+        return load_floats(y);                                                     \
+    }                                                                              \
+    static inline halves halves_of_##lanes(floats a)                               \
+    {                                                                              \
+        float x[lanes];                                                            \
+        uint16_t y[lanes];                                                         \
+        store_floats(x, a);                                                        \
+        for (int i = 0; i < lanes; i++) y[i] = half_of(x[i]);                      \
+        return load((const halves *)y);                                            \
+    }
+CONVERSIONS(8, __m128i, __m256, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_ps, _mm256_storeu_ps)
+CONVERSIONS(16, __m256i, __m512, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_loadu_ps, _mm512_storeu_ps)
+#undef CONVERSIONS
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
 #undef _mm256_cvtph_ps
 #undef _mm256_cvtps_ph
-#define _mm512_cvtph_ps(a)      floats_of_halves(a)
-#define _mm512_cvtps_ph(a, how) halves_of_floats(a)
-#define _mm256_cvtph_ps(a)      _mm512_castps512_ps256(floats_of_halves(_mm256_castsi128_si256(a)))
-#define _mm256_cvtps_ph(a, how) _mm256_castsi256_si128(halves_of_floats(_mm512_castps256_ps512(a)))
+#define _mm512_cvtph_ps(a)      floats_of_16(a)
+#define _mm512_cvtps_ph(a, how) halves_of_16(a)
+#define _mm256_cvtph_ps(a)      floats_of_8(a)
+#define _mm256_cvtps_ph(a, how) halves_of_8(a)
 
 #ifndef _mm256_cmpeq_epi16_mask
 static inline __mmask16 _mm256_cmpeq_epi16_mask(__m256i a, __m256i b)
