@@ -110,7 +110,7 @@ def test_nadam_product():
     (1.5, ValueError, "mu_product is 1.5; expected a product of decays, at least 0 and at most 1"),
     (math.inf, ValueError, "mu_product is inf; expected a product of decays, at least 0 and at most 1"),
     (1, ValueError,
-     "mu_product is 1 or missing after 5 steps; expected the product of their decays, as the state of NAdam has it"),
+     "state has no 'mu_product', or it is 1 after 5 steps; expected the product of their decays, as the state of NAd"),
     ("0.5", TypeError, "mu_product is '0.5'; expected one number"),
     (np.full(3, 0.5), TypeError, "mu_product is array([0.5, 0.5, 0.5]); expected one number"),
     ([0.5], TypeError, "mu_product is [0.5]; expected one number"),
