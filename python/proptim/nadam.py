@@ -117,8 +117,8 @@ class NAdam(Optimizer):
     def check_clock(clock: Clock) -> None:
         if clock[0] and clock[1] == 1.0:  # every decay is below 1
             raise ValueError(
-                f"state has no 'mu_product', or it is 1 after {clock[0]:.0f} steps; expected the product of their decays, "
-                "as the state of NAdam has it"
+                f"state has no 'mu_product', or it is 1 after {clock[0]:.0f} steps; expected the product of their "
+                "decays, as the state of NAdam has it"
             )
         if not 0.0 <= clock[1] <= 1.0:
             raise ValueError(f"mu_product is {clock[1]}; expected a product of decays, at least 0 and at most 1")
