@@ -144,9 +144,10 @@ class Step(functional.OneShot):
                     f"{name} is given, and no {other}; expected both or neither: proptim.numba.{self.__name__}.init("
                     "param, ema=0.999) makes the average, and ema= is its decay in each step"
                 )
-        for name, kind in given.items():
-            like = (self.keywords | {"step": 1, "ema": 0.0}).get(name)
-            if name in self.keywords and name not in self._needed(given) and not fits(like, kind):
+        likes = self.keywords | {"step": 1, "ema": 0.0}
+        for name in [name for name in given if name in self.keywords and name not in self._needed(given)]:
+            kind, like = given[name], likes[name]
+            if not fits(like, kind):
                 schedule = ", and no schedule" * (name in self.optimizer.hyper or name in ("grad_scale", "ema"))
                 raise TypingError(f"{name} is {kind}; expected the like of {like!r}{schedule}")
         names = frozenset(given) & {*self.optimizer.states, *self.scales, *BESIDE, "rounding", "seed"}
@@ -184,8 +185,8 @@ class Step(functional.OneShot):
         known |= {"steady": compiled(self.optimizer.steady), "needs_loss": compiled(self.optimizer.needs_loss)}
         known |= {"same_shape": same_shape, "extent": extent, "sharing": sharing, "check": check, "inf": math.inf}
         known |= {"float32": np.float32, "float64": np.float64, "uint64": np.uint64}
-        known |= {"within": within, "in_dtype": in_dtype, "paired": paired, "first": first}
-        known |= {"begins_with_zero": begins_with_zero}
+        known |= {"within": within, "in_dtype": in_dtype, "begins_with_zero": begins_with_zero}
+        known |= {"paired": paired, "first": first}
         known |= {"are_scales": are_scales, "is_grid": is_grid, "grid_steps": grid_steps, "on_grid": on_grid}
         known |= {"Int8": Int8, "Squares8": Squares8, "Steps8": Steps8}
         known |= {"copied": copied, "are_rows": are_rows, "fits_rows": fits_rows, "summed": summed, "zero": zero}
@@ -263,12 +264,13 @@ class Step(functional.OneShot):
             yield f"if not same_shape({name}, param):"
             yield f"    raise ValueError('{name} has not the shape of param; expected it')"
         for name in one_byte:
-            legal = "is_grid" if self.optimizer.in_one_byte(name) is Steps8 else "are_scales"
-            yield f"if not {legal}({name}{SCALE}, {name}.size):"
-            expected = (
-                "one finite number >= 0 for each 256 elements of it, as parts have them that begin at multiples of 256"
+            legal, made = (
+                "are_scales",
+                "one finite number >= 0 for each 256 elements, from a multiple of 256 on in a part",
             )
-            made = "the grid that init() makes" if legal == "is_grid" else expected
+            if self.optimizer.in_one_byte(name) is Steps8:
+                legal, made = "is_grid", "the grid that init() makes"
+            yield f"if not {legal}({name}{SCALE}, {name}.size):"
             yield f"    raise ValueError('{name}{SCALE} is not what belongs to {name}; expected {made}')"
         for name in self.optimizer.never_zero.difference(one_byte):
             yield f"if first(param).size and begins_with_zero({name}):"
